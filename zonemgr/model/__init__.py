@@ -1,0 +1,1 @@
+"""Pure decisions: nothing in here reads, writes, forks or asks the kernel."""

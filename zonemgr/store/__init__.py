@@ -1,0 +1,1 @@
+"""Files: configuration, index entries, run-time records, ledgers.  Every write is by rename."""

@@ -1,0 +1,72 @@
+"""Where everything is (design, section 11).
+
+``--root DIR`` or ``ZONEMGR_ROOT`` relocates all folders: an instance of its own, whose kernel objects
+(cgroups, links, tables) carry a hash suffix, so that it runs beside a live installation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_VARIABLE = "ZONEMGR_ROOT"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All paths of one instance.  ``root`` is ``/`` for the host's own."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: str | os.PathLike[str] | None = None) -> Layout:
+        """The instance named by ``root``, else by the environment, else the host's own; resolved and absolute."""
+        return cls(Path(os.path.realpath(root or os.environ.get(ROOT_VARIABLE) or "/")))
+
+    @property
+    def suffix(self) -> str:
+        """Empty for the host's own instance, else ``-`` and eight hex digits that tell this root from others."""
+        if self.root == Path("/"):
+            return ""
+        return "-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+
+    @property
+    def etc(self) -> Path:
+        return self.root / "etc/zonemgr"
+
+    @property
+    def lib(self) -> Path:
+        return self.root / "var/lib/zonemgr"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run/zonemgr"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "var/log/zonemgr"
+
+    @property
+    def settings(self) -> Path:
+        return self.etc / "zonemgr.toml"
+
+    def config(self, zonename: str) -> Path:
+        """The zone's configuration file."""
+        return self.etc / "zones" / f"{zonename}.toml"
+
+    def zonepath(self, zonename: str) -> Path:
+        """The default zonepath (a zone may name another)."""
+        return self.lib / "zones" / zonename
+
+    def state(self, zonename: str) -> Path:
+        """The zone's index entry: on-disk state, uuid, id range."""
+        return self.lib / "state" / f"{zonename}.json"
+
+    def zone_run(self, zonename: str) -> Path:
+        """The folder of the zone's run-time files: door, console, lock, snapshot, ledger."""
+        return self.run / "zones" / zonename
+
+    def zone_log(self, zonename: str) -> Path:
+        return self.log / zonename
