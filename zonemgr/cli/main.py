@@ -1,0 +1,255 @@
+"""The frame of the command line: which verbs there are, the options all of them take, and the exit codes.
+
+No verb is imported before it is called: ``--help`` reads the table below.  A verb is a click command in a file of its
+family; it receives the :class:`zonemgr.cli.output.Session` through ``@click.pass_obj`` and raises ``ZoneError``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from zonemgr import __version__
+from zonemgr.cli.output import Session, columns
+from zonemgr.errors import Exit, ZoneError
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a verb lives and how it is introduced."""
+
+    module: str
+    attribute: str
+    help: str
+    example: str
+
+
+def _verb(module: str, name: str, summary: str, example: str) -> Verb:
+    return Verb(f"zonemgr.cli.{module}", name, summary, example)
+
+
+SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
+    "Make and change": {
+        "create": _verb("create", "create", "Configure a new zone.", "zonemgr create web autoboot=true"),
+        "config": _verb("config", "config", "Show or change a zone's configuration.", "zonemgr config web info"),
+        "delete": _verb("delete", "delete", "Forget a zone's configuration.", "zonemgr delete web -F"),
+        "verify": _verb("verify", "verify", "Check that a zone could be made here.", "zonemgr verify web"),
+        "install": _verb("install", "install", "Give a zone its root.", "zonemgr install web"),
+        "uninstall": _verb("uninstall", "uninstall", "Destroy a zone's root.", "zonemgr uninstall web -F"),
+    },
+    "Run": {
+        "ready": _verb("lifecycle", "ready", "Make a zone's platform, start nothing.", "zonemgr ready web"),
+        "boot": _verb("lifecycle", "boot", "Start zones.", "zonemgr boot web db -- -s"),
+        "reboot": _verb("lifecycle", "reboot", "Halt zones and start them again.", "zonemgr reboot web"),
+        "halt": _verb("lifecycle", "halt", "Stop zones at once.", "zonemgr halt -a"),
+        "shutdown": _verb("lifecycle", "shutdown", "Stop zones in good order.", "zonemgr shutdown web -t 30"),
+        "mount": _verb("lifecycle", "mount", "Open a zone's root for maintenance.", "zonemgr mount web"),
+        "unmount": _verb("lifecycle", "unmount", "End the maintenance of a zone.", "zonemgr unmount web"),
+    },
+    "Use": {
+        "login": _verb("login", "login", "Enter a zone or run a command in it.", "zonemgr login web -- uname -n"),
+        "console": _verb("console", "console", "Connect to a zone's console.", "zonemgr console web"),
+    },
+    "Look": {
+        "list": _verb("list", "list_zones", "List zones and their states.", "zonemgr list -cv"),
+        "events": _verb("events", "events", "Show what happens to zones.", "zonemgr events -f web"),
+        "brands": _verb("brands", "brands", "List the brands found on this host.", "zonemgr brands"),
+        "plan": _verb("plan", "plan", "Show what a verb would do.", "zonemgr plan boot web"),
+        "fsck": _verb("plan", "fsck", "Reconcile records with the kernel.", "zonemgr fsck"),
+        "doctor": _verb("doctor", "doctor", "Say what this host lacks.", "zonemgr doctor"),
+    },
+}
+VERBS: Final[Mapping[str, Verb]] = {name: verb for section in SECTIONS.values() for name, verb in section.items()}
+
+
+def _set_root(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        if not os.path.isabs(value):
+            raise click.BadParameter("root path must be absolute.")
+        context.ensure_object(Session).root = value
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).json = True
+
+
+def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).quiet = True
+
+
+def global_options() -> list[click.Parameter]:
+    """The options that are accepted before and after the verb."""
+    shared: dict[str, Any] = {"expose_value": False, "is_eager": True}
+    return [
+        click.Option(["--root"], metavar="DIR", callback=_set_root, help="Use the instance below DIR.", **shared),
+        click.Option(["--json"], is_flag=True, callback=_set_json, help="Answer in JSON.", **shared),
+        click.Option(["-q", "--quiet"], is_flag=True, callback=_set_quiet, help="Say nothing on success.", **shared),
+    ]
+
+
+class TailCommand(click.Command):
+    """A verb that takes words after ``--`` which are not ours to parse.
+
+    click drops the ``--``, and with it the difference between ``boot a b`` and ``boot a -- b``.  The words are in
+    ``click.get_current_context().meta[TAIL]``, None when there was no ``--``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        head, tail = self.split(ctx, args)
+        ctx.meta[TAIL] = tail
+        return super().parse_args(ctx, head)
+
+    def split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str] | None]:
+        """The words that are ours and those that are not."""
+        if "--" not in args:
+            return args, None
+        at = args.index("--")
+        return args[:at], args[at + 1 :]
+
+
+TAIL: Final = "zonemgr.tail"
+
+
+def tail() -> tuple[str, ...] | None:
+    """The words after ``--`` of the running verb."""
+    words = click.get_current_context().meta.get(TAIL)
+    return None if words is None else tuple(words)
+
+
+class LazyGroup(click.Group):
+    """The verbs of the table, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return load(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            ctx.fail(f"no such verb: {args[0]}{_nearest(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, VERBS))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
+        with formatter.section("Examples"):
+            for line in columns([["  " + verb.example, verb.help] for verb in map(VERBS.__getitem__, _SHOWN)]):
+                formatter.write(line + "\n")
+
+
+_SHOWN: Final = ("create", "install", "boot", "list", "login", "halt")
+
+
+def _nearest(word: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def load(name: str) -> click.Command | None:
+    """The verb of that name, with the global options and its example added."""
+    verb = VERBS.get(name)
+    if verb is None:
+        return None
+    command: click.Command = getattr(importlib.import_module(verb.module), verb.attribute)
+    taken = {text for parameter in command.params for text in parameter.opts}
+    command.params.extend(option for option in global_options() if not taken & set(option.opts))
+    command.name = name
+    command.short_help = verb.help
+    command.help = command.help or verb.help
+    command.epilog = command.epilog or f"Example: {verb.example}"
+    return command
+
+
+CONTEXT: Final[Mapping[str, Any]] = {"help_option_names": ["-h", "-?", "--help"]}
+
+program = LazyGroup(
+    "zonemgr",
+    params=[
+        *global_options(),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            help="Show the version.",
+            callback=lambda context, _, wanted: _version(context) if wanted else None,
+        ),
+    ],
+    help="Zones for Linux: Solaris-like zones on namespaces and cgroups.",
+    epilog="zonemgr VERB --help tells more about a verb.",
+    context_settings=dict(CONTEXT),
+)
+
+
+def _version(context: click.Context) -> None:
+    click.echo(f"zonemgr {__version__}")
+    context.exit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The ``zonemgr`` program."""
+    run(program, sys.argv[1:] if arguments is None else arguments, Session())
+
+
+def run(command: click.Command, arguments: Sequence[str], session: Session) -> None:
+    """Run a command to its exit status (design, section 10).  Does not return."""
+    code: int = Exit.INTERNAL
+    try:
+        code = _result(command, arguments, session)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (``| head``).  Python would complain once more at exit, so its stdout leads nowhere now.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + 13
+    sys.exit(int(code))
+
+
+def _result(command: click.Command, arguments: Sequence[str], session: Session) -> int:
+    try:
+        result = command.main(list(arguments), prog_name=session.program, obj=session, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return Exit.USAGE
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        session.message(_sentence(error.format_message()) + hint)
+        return Exit.USAGE
+    except click.ClickException as error:
+        session.message(error.format_message())
+        return Exit.ERROR
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + 2
+    except ZoneError as error:
+        session.report(error)
+        return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        session.message(f"{error.filename or session.program}: {error.strerror or error}")
+        return Exit.ERROR
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        session.message("internal error: this is a bug of zonemgr")
+        return Exit.INTERNAL
+    return result if isinstance(result, int) else Exit.OK
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(".")

@@ -1,0 +1,109 @@
+"""What a verb knows of its caller's wishes, and the only ways in which it speaks.
+
+Data goes to standard output, messages to standard error as ``zonemgr: zone 'web': text``.  Colours, tables with
+borders and progress bars are deliberately absent: people pipe this.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from zonemgr.errors import Exit, InternalError, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.store.paths import Layout
+
+
+class Session:
+    """One run of the program: where its zones are, and how it answers."""
+
+    def __init__(self, program: str = "zonemgr") -> None:
+        self.program = program
+        self.root: str | None = None
+        self.json = False
+        self.quiet = False
+        self._layout: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The paths of the instance that ``--root`` or the environment names."""
+        if self._layout is None:
+            self._layout = Layout.at(self.root)
+        return self._layout
+
+    def data(self, text: str) -> None:
+        """One line (or more) of what was asked for."""
+        sys.stdout.write(text + "\n")
+
+    def emit(self, value: Any, *, indent: int | None = 2) -> None:
+        """What was asked for, as JSON.  ``indent=None`` makes the single line that a stream of records needs."""
+        self.data(json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=False))
+
+    def message(self, text: str, zonename: str | None = None) -> None:
+        """Something for the operator's eyes."""
+        about = f"zone '{zonename}': " if zonename else ""
+        for line in printable(text).splitlines() or [""]:
+            print(f"{self.program}: {about}{line}", file=sys.stderr, flush=True)
+
+    def note(self, text: str, zonename: str | None = None) -> None:
+        """A message that ``-q`` silences."""
+        if not self.quiet:
+            self.message(text, zonename)
+
+    def report(self, error: ZoneError, zonename: str | None = None) -> None:
+        """A failure: one line, then one for each later failure that was noted on it."""
+        if isinstance(error, InternalError):
+            import traceback
+
+            traceback.print_exception(error)
+        self.message(error.text, None if isinstance(error, NoSuchZoneError) else zonename)
+        for note in getattr(error, "__notes__", ()):
+            self.message(f"  {note}", zonename)
+
+    @contextmanager
+    def about(self, zonename: str) -> Iterator[None]:
+        """What fails in here concerns this zone: the failure is reported under its name and ends the program."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except ZoneError as error:
+            self.report(error, zonename)
+            sys.exit(int(error.exit_code))
+
+    def confirm(self, question: str, *, force: bool) -> None:
+        """Ask before something is destroyed.  Without a terminal only ``-F`` will do.  Raises UsageError."""
+        if force:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError("{question} needs -F where nobody can be asked", question=f"“{question}”")
+        print(f"{question} (y/[n])? ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            sys.exit(int(Exit.ERROR))
+
+    def fail(self, error: ZoneError, zonename: str | None = None) -> NoReturn:
+        """Report and end the program."""
+        self.report(error, zonename)
+        sys.exit(int(error.exit_code))
+
+
+def printable(text: str) -> str:
+    """The text with control characters made visible: what a zone or a hook says must not steer the terminal."""
+    return "".join(
+        character if character in "\n\t" or character.isprintable() else f"\\x{ord(character):02x}"
+        for character in text
+    )
+
+
+def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
+    """Rows of text aligned in columns; the last column is not padded."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    pad = " " * gap
+    return [
+        pad.join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
