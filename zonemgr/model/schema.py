@@ -1,0 +1,353 @@
+"""The one table of everything a zone's configuration may say (design, section 5).
+
+A property is a row: name, check, default, when a change takes effect, help, aliases.  ``zone`` builds the typed
+configuration from this table, the editor and the documentation are driven by it.  Nothing is checked here that
+needs more than one value; that is ``zone``'s part.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from zonemgr.model import checks
+from zonemgr.model.checks import Check, Refused
+
+
+class When(enum.Enum):
+    """When a changed property takes effect."""
+
+    LIVE = "live"
+    NEXT_BOOT = "next boot"
+    REINSTALL = "reinstall"
+
+
+class Form(enum.Enum):
+    """How a property is written, in TOML and on a command line."""
+
+    TEXT = "text"
+    BOOLEAN = "boolean"
+    NUMBER = "number"
+    DECIMAL = "decimal"
+    SIZE = "size"  # a number of bytes, or text with a unit
+    LIST = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One row.  ``effect`` is False for what is checked and kept but does nothing yet."""
+
+    name: str
+    check: Check
+    help: str
+    form: Form = Form.TEXT
+    default: object = None
+    required: bool = False
+    when: When = When.NEXT_BOOT
+    aliases: tuple[str, ...] = ()
+    effect: bool = True
+
+    @property
+    def field(self) -> str:
+        """The property's name as a Python attribute."""
+        return self.name.replace("-", "_")
+
+    def from_text(self, given: str) -> object:
+        """What a command line's ``name=given`` puts into the file.  Raises Refused."""
+        match self.form:
+            case Form.BOOLEAN:
+                if given.lower() not in ("true", "false"):
+                    raise Refused(f"must be true or false, not '{given}'")
+                return given.lower() == "true"
+            case Form.NUMBER:
+                return _number(given)
+            case Form.DECIMAL:
+                return _decimal(given)
+            case Form.SIZE:
+                return int(given) if given.isdigit() else given
+            case Form.LIST:
+                return split_list(given)
+            case Form.TEXT:
+                return given
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of resource.  ``key`` names the properties that tell two of a kind apart; ``single`` kinds occur once."""
+
+    name: str
+    help: str
+    properties: tuple[Property, ...]
+    key: tuple[str, ...] = ()
+    single: bool = False
+    aliases: tuple[str, ...] = ()
+    effect: bool = True
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+    def property(self, name: str) -> Property | None:
+        """The property of this name or alias."""
+        return _named(self.properties, name)
+
+
+def _number(given: str) -> int:
+    try:
+        return int(given)
+    except ValueError:
+        raise Refused(f"must be a whole number, not '{given}'") from None
+
+
+def _decimal(given: str) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        raise Refused(f"must be a number, not '{given}'") from None
+
+
+def split_list(given: str) -> list[str]:
+    """``[a,b]`` or ``a,b`` as a list; commas inside parentheses belong to the item."""
+    inner = given.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        inner = inner[1:-1]
+    items: list[str] = []
+    depth = 0
+    current = ""
+    for character in inner:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            items.append(current.strip())
+            current = ""
+        else:
+            current += character
+    items.append(current.strip())
+    return [item for item in items if item]
+
+
+def _named(rows: Iterable[Property], name: str) -> Property | None:
+    for row in rows:
+        if name == row.name or name in row.aliases:
+            return row
+    return None
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The valid name most like ``name``, if any is alike."""
+    import difflib  # only needed for an error
+
+    matches = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+_MEBI: Final = 1 << 20
+
+GLOBAL_PROPERTIES: Final = (
+    Property(
+        "zonename", checks.zone_name, "the zone's name", when=When.REINSTALL,
+    ),
+    Property(
+        "zonepath", checks.below_root_path, "the zone's folder on the host", when=When.REINSTALL,
+    ),
+    Property(
+        "brand", checks.brand_name, "the zone's brand", default="native", when=When.REINSTALL,
+    ),
+    Property(
+        "autoboot", checks.boolean, "boot the zone when the host boots", Form.BOOLEAN, False, when=When.LIVE,
+    ),
+    Property("bootargs", checks.boot_arguments, "arguments of every boot that is given none", default=""),
+    Property("pool", checks.pool_name, "the resource pool of the zone", effect=False),
+    Property("limitpriv", checks.privilege_list, "the most the zone may do, such as default,!net_raw", default=""),
+    Property("scheduling-class", checks.word, "the scheduling class of the zone", effect=False),
+    Property("ip-type", checks.ip_type, "exclusive: a network stack of its own", default="exclusive"),
+    Property("hostid", checks.host_id, "the zone's host id, hexadecimal"),
+    Property(
+        "fs-allowed", checks.list_of(checks.file_system_name), "file systems the zone may mount", Form.LIST, (),
+        effect=False,
+    ),
+    Property("hostname", checks.host_name, "the zone's host name (default: its zone name)"),
+    Property(
+        "privileged", checks.boolean, "no user namespace: root in the zone is root on the host", Form.BOOLEAN, False,
+    ),
+    Property(
+        "best-effort", checks.boolean, "boot even when a limit cannot be applied", Form.BOOLEAN, False,
+    ),
+    Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER),
+    Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER),
+    Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER),
+    Property("max-shm-memory", checks.size_bytes, "most System V shared memory", Form.SIZE),
+    Property("max-shm-ids", checks.number_from(0), "most shared memory segments", Form.NUMBER),
+    Property("max-msg-ids", checks.number_from(0), "most message queues", Form.NUMBER),
+    Property("max-sem-ids", checks.number_from(0), "most semaphore sets", Form.NUMBER),
+)  # fmt: skip
+
+FS: Final = Resource(
+    "fs", "a file system mounted in the zone",
+    (
+        Property("dir", checks.below_root_path, "where it appears in the zone", required=True),
+        Property("special", checks.text, "what is mounted: a host path or a device"),
+        Property("type", checks.file_system_type, "bind, tmpfs, or a type the kernel knows", required=True),
+        Property("raw", checks.absolute_path, "the device that is checked before the mount"),
+        Property("options", checks.list_of(checks.mount_option), "mount options such as ro, nosuid", Form.LIST, ()),
+        Property("owner", checks.owner, "uid:gid of the host's user that the zone's root writes as"),
+        Property("idmap", checks.one_of("root"), "root: the zone's root writes as the host's root"),
+    ),
+    key=("dir",),
+)  # fmt: skip
+
+NET: Final = Resource(
+    "net", "a network link of the zone",
+    (
+        Property("anet", checks.link_name, "make a link on this bridge of the host", aliases=("lower-link",)),
+        Property("physical", checks.link_name, "move this link of the host into the zone"),
+        Property("linkname", checks.link_name, "the link's name in the zone"),
+        Property(
+            "address", checks.list_of(checks.interface_address), "addresses with prefix lengths", Form.LIST, (),
+        ),
+        Property(
+            "allowed-address", checks.list_of(checks.allowed_address), "addresses the zone may use", Form.LIST, (),
+        ),
+        Property("defrouter", checks.list_of(checks.router_address), "default routers", Form.LIST, ()),
+        Property("mac-address", checks.mac_address, "the link's Ethernet address", aliases=("mac-addr",)),
+        Property("mtu", checks.number_from(576, 65535), "the link's largest packet, in bytes", Form.NUMBER),
+    ),
+    key=("anet", "physical", "address"),
+    aliases=("anet",),
+)  # fmt: skip
+
+DEVICE: Final = Resource(
+    "device", "devices of the host that appear in the zone",
+    (Property("match", checks.device_match, "a path or pattern below /dev", required=True),),
+    key=("match",), effect=False,
+)  # fmt: skip
+
+ATTR: Final = Resource(
+    "attr", "a note for people and tools",
+    (
+        Property("name", checks.attribute_name, "the note's name", required=True),
+        Property(
+            "type", checks.one_of("string", "boolean", "int", "uint"), "string, boolean, int or uint", required=True,
+        ),
+        Property("value", checks.attribute_value, "the note", required=True),
+    ),
+    key=("name",),
+)  # fmt: skip
+
+RCTL: Final = Resource(
+    "rctl", "a resource control by its Solaris name",
+    (
+        Property("name", checks.rctl_name, "such as zone.max-lwps", required=True),
+        Property(
+            "value", checks.list_of(checks.rctl_value), "(priv=privileged,limit=N,action=deny)", Form.LIST, (),
+            required=True,
+        ),
+    ),
+    key=("name",),
+)  # fmt: skip
+
+DATASET: Final = Resource(
+    "dataset", "a delegated data set",
+    (
+        Property("name", checks.data_set, "the data set", required=True),
+        Property("alias", checks.word, "its name in the zone"),
+    ),
+    key=("name",), effect=False,
+)  # fmt: skip
+
+ADMIN: Final = Resource(
+    "admin", "a user who may work with the zone",
+    (
+        Property("user", checks.user_name, "the user", required=True),
+        Property(
+            "auths", checks.list_of(checks.admin_right), "login, manage, clonefrom", Form.LIST, (), required=True,
+        ),
+    ),
+    key=("user",), effect=False,
+)  # fmt: skip
+
+DEDICATED_CPU: Final = Resource(
+    "dedicated-cpu", "CPUs that nobody else uses",
+    (
+        Property("ncpus", checks.cpu_range, "a number or a range", required=True),
+        Property("importance", checks.number_from(0), "who gets CPUs first", Form.NUMBER),
+    ),
+    single=True, effect=False,
+)  # fmt: skip
+
+CAPPED_CPU: Final = Resource(
+    "capped-cpu", "the most CPU time the zone gets",
+    (Property("ncpus", checks.cpus, "number of CPUs, such as 1.5", Form.DECIMAL, required=True),),
+    single=True,
+)  # fmt: skip
+
+CAPPED_MEMORY: Final = Resource(
+    "capped-memory", "the most memory the zone gets",
+    (
+        Property("physical", checks.size_from(_MEBI, "1M"), "RAM", Form.SIZE),
+        Property("swap", checks.size_from(50 * _MEBI, "50M"), "RAM and swap together", Form.SIZE),
+        Property("locked", checks.size_from(1, "1"), "RAM that processes may lock", Form.SIZE),
+    ),
+    single=True,
+)  # fmt: skip
+
+SECURITY_FLAGS: Final = Resource(
+    "security-flags", "process security flags",
+    (
+        Property("lower", checks.word, "flags that are always on"),
+        Property("default", checks.word, "flags that are on at first"),
+        Property("upper", checks.word, "flags that may be on"),
+    ),
+    single=True, effect=False,
+)  # fmt: skip
+
+RESOURCES: Final[Mapping[str, Resource]] = {
+    resource.name: resource
+    for resource in (
+        FS, NET, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, ATTR, DATASET, ADMIN, RCTL, SECURITY_FLAGS,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAlias:
+    """A resource control that is also a property: its one value is stored as ``field`` (of ``resource`` if given)."""
+
+    rctl: str
+    field: str
+    resource: str | None
+    action: str
+    scale: int = 1  # rctl limit = property x scale
+
+
+CONTROL_ALIASES: Final = (
+    ControlAlias("zone.cpu-shares", "cpu-shares", None, "none"),
+    ControlAlias("zone.max-lwps", "max-lwps", None, "deny"),
+    ControlAlias("zone.max-processes", "max-processes", None, "deny"),
+    ControlAlias("zone.max-shm-memory", "max-shm-memory", None, "deny"),
+    ControlAlias("zone.max-shm-ids", "max-shm-ids", None, "deny"),
+    ControlAlias("zone.max-msg-ids", "max-msg-ids", None, "deny"),
+    ControlAlias("zone.max-sem-ids", "max-sem-ids", None, "deny"),
+    ControlAlias("zone.cpu-cap", "ncpus", "capped-cpu", "deny", 100),
+    ControlAlias("zone.max-swap", "swap", "capped-memory", "deny"),
+    ControlAlias("zone.max-locked-memory", "locked", "capped-memory", "deny"),
+)
+
+
+def global_property(name: str) -> Property | None:
+    """The global property of this name."""
+    return _named(GLOBAL_PROPERTIES, name)
+
+
+def resource(name: str) -> Resource | None:
+    """The kind of resource of this name or alias."""
+    found = RESOURCES.get(name)
+    if found is not None:
+        return found
+    return next((kind for kind in RESOURCES.values() if name in kind.aliases), None)
+
+
+def top_level_names() -> list[str]:
+    """Every key a zone's file may have at its top level."""
+    return [row.name for row in GLOBAL_PROPERTIES] + list(RESOURCES)

@@ -1,0 +1,78 @@
+"""The instance's own settings, /etc/zonemgr/zonemgr.toml: few, all with defaults.
+
+Nothing about a single zone belongs here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from zonemgr.errors import ConfigError
+from zonemgr.model import checks
+from zonemgr.model.checks import Check, Refused
+from zonemgr.model.schema import nearest
+from zonemgr.store import toml
+from zonemgr.store.paths import Layout
+
+_SECONDS = checks.number_from(1, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times are in seconds.  ``bridge`` is the shared default bridge, made when first needed."""
+
+    bridge: str
+    bridge_address: tuple[str, ...]
+    hook_s: int = 120
+    kill_s: int = 30
+    transition_s: int = 600
+    shutdown_s: int = 60
+    default_brand: str = "native"
+
+
+CHECKS: Final[Mapping[str, Check]] = {
+    "bridge": checks.link_name,
+    "bridge-address": checks.list_of(checks.interface_address),
+    "hook-s": _SECONDS,
+    "kill-s": _SECONDS,
+    "transition-s": _SECONDS,
+    "shutdown-s": _SECONDS,
+    "default-brand": checks.brand_name,
+}
+
+
+def load(layout: Layout) -> Settings:
+    """The settings; a missing file is all defaults.  Raises ConfigError with file, line and key."""
+    values: dict[str, object] = {"bridge": "zbr0" + layout.suffix, "bridge_address": default_addresses(layout)}
+    found = toml.read(layout.settings)
+    if found is not None:
+        table, lines = found
+        for key, given in table.items():
+            values[key.replace("-", "_")] = _value(layout, lines, key, given)
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def _value(layout: Layout, lines: toml.Lines, key: str, given: object) -> object:
+    place = {"filename": layout.settings, "line": lines.find((key,)), "key": key}
+    check = CHECKS.get(key)
+    if check is None:
+        near = nearest(key, CHECKS)
+        hint = f" (did you mean '{near}'?)" if near else ""
+        raise ConfigError("{filename}: line {line}: unknown setting '{key}'{hint}", **place, hint=hint)
+    try:
+        return check(given)
+    except Refused as refused:
+        raise ConfigError("{filename}: line {line}: {key} {why}", **place, why=refused) from None
+
+
+def default_addresses(layout: Layout) -> tuple[str, ...]:
+    """The default bridge's addresses.  A relocated instance has a bridge of its own, so it gets networks of its own,
+    derived from its root: two bridges with the same network would answer for each other's zones."""
+    if not layout.suffix:
+        return ("10.91.0.1/24", "fd91::1/64")
+    digest = hashlib.sha256(os.fsencode(layout.root)).digest()
+    return (f"10.{92 + digest[4] % 128}.{digest[5]}.1/24", f"fd91:{digest[4:6].hex()}:{digest[6:8].hex()}::1/64")

@@ -1,0 +1,198 @@
+"""The zones of an instance: their configuration files and their index entries.
+
+An entry holds what the configuration does not: the state on disk (configured, incomplete, installed), the uuid
+and the id range, and enough (brand, zonepath) to list a zone whose file somebody has broken.  Files are read,
+never edited here; ``config`` edits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+from zonemgr.errors import ConfigError, InternalError, NoSuchZoneError, PlatformError
+from zonemgr.model import checks
+from zonemgr.model.states import State
+from zonemgr.model.zone import Zone
+from zonemgr.store import files, toml
+from zonemgr.store.locks import FileLock
+from zonemgr.store.paths import Layout
+
+ENTRY_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A zone's line in the index.  ``idmap_marker`` says how its root is shifted (None: not at all)."""
+
+    zonename: str
+    state: State = State.CONFIGURED
+    uuid: str = ""
+    uid_base: int | None = None
+    brand: str = ""
+    zonepath: str = ""
+    idmap_marker: str | None = None
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a zone's name.  Raises ConfigError."""
+    try:
+        checks.zone_name(name)
+    except checks.Refused as refused:
+        raise ConfigError("Bogus zone name: {why}", why=refused) from None
+
+
+def names(layout: Layout) -> list[str]:
+    """All configured zones, sorted; also those whose entry says there is something on disk but whose file is gone."""
+    configured = _stems(layout.config("x").parent, ".toml")
+    indexed = _stems(layout.state("x").parent, ".json")
+    lost = [name for name in indexed - configured if _has_something(layout, name)]
+    return sorted([*configured, *lost])
+
+
+def _stems(folder: os.PathLike[str], suffix: str) -> set[str]:
+    try:
+        found = os.listdir(folder)
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise PlatformError("cannot read {path}: {why}", path=folder, why=error.strerror) from error
+    stems = (name.removesuffix(suffix) for name in found if name.endswith(suffix))
+    return {stem for stem in stems if _is_name(stem)}
+
+
+def _is_name(stem: str) -> bool:
+    try:
+        checks.zone_name(stem)
+    except checks.Refused:
+        return False
+    return True
+
+
+def _has_something(layout: Layout, name: str) -> bool:
+    try:
+        return _stored(layout, name).state is not State.CONFIGURED
+    except PlatformError:
+        return True
+
+
+def exists(layout: Layout, name: str) -> bool:
+    """Whether a zone of this name is configured (or was, and still has files)."""
+    return _is_name(name) and (
+        layout.config(name).is_file() or (layout.state(name).is_file() and _has_something(layout, name))
+    )
+
+
+def load(layout: Layout, name: str) -> Zone:
+    """The zone's configuration.  Raises NoSuchZoneError, and ConfigError with file, line and key."""
+    if not _is_name(name):
+        raise NoSuchZoneError(name)
+    path = layout.config(name)
+    found = toml.read(path)
+    if found is None:
+        raise NoSuchZoneError(name)
+    return from_table(layout, name, *found)
+
+
+def from_table(layout: Layout, name: str, table: dict[str, object], lines: toml.Lines) -> Zone:
+    """The configuration in a table read from the zone's file (or about to be written to it)."""
+    return Zone.from_table(
+        table,
+        filename=str(layout.config(name)),
+        zonename=name,
+        default_zonepath=str(layout.zonepath(name)),
+        lines=lines,
+    )
+
+
+def read_entry(layout: Layout, name: str) -> Entry:
+    """The zone's index entry; brand and zonepath come from the configuration while that can be read.
+
+    Raises NoSuchZoneError, and PlatformError for a damaged entry.
+    """
+    if not exists(layout, name):
+        raise NoSuchZoneError(name)
+    entry = _stored(layout, name)
+    try:
+        zone = load(layout, name)
+    except (ConfigError, NoSuchZoneError):
+        return entry
+    return dataclasses.replace(entry, brand=zone.brand, zonepath=zone.zonepath)
+
+
+def _stored(layout: Layout, name: str) -> Entry:
+    path = layout.state(name)
+    table = files.read_json(path)
+    if table is None:
+        return Entry(name)
+    try:
+        state = State.of(table["state"])
+        base = table.get("uid_base")
+        return Entry(
+            zonename=name,
+            state=state,
+            uuid=str(table.get("uuid", "")),
+            uid_base=None if base is None else int(base),
+            brand=str(table.get("brand", "")),
+            zonepath=str(table.get("zonepath", "")),
+            idmap_marker=table.get("idmap_marker"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlatformError("{path} is damaged: {why!r}", path=path, why=error) from error
+
+
+def index_lock(layout: Layout) -> FileLock:
+    """The lock that serialises changes of index entries; held for moments only."""
+    return FileLock(layout.lib / "state/.lock", busy="Locking index file: another process holds it")
+
+
+def update_entry(layout: Layout, name: str, **changes: object) -> Entry:
+    """Change fields of the entry (not the state: see ``set_state``) and write it."""
+    if "state" in changes:
+        raise InternalError("update_entry does not change states")
+    with index_lock(layout):
+        entry = dataclasses.replace(read_entry(layout, name), **changes)  # type: ignore[arg-type]
+        _write(layout, entry)
+    return entry
+
+
+def set_state(layout: Layout, name: str, state: State) -> Entry:
+    """Write the zone's state on disk.  The uuid follows the reference, section 6.6: none while configured, a new one
+    with every incomplete, kept from there to installed."""
+    if state.active:
+        raise InternalError("state {state} is never on disk", state=state.label)
+    with index_lock(layout):
+        entry = read_entry(layout, name)
+        entry = dataclasses.replace(entry, state=state, uuid=_uuid_after(entry, state))
+        _write(layout, entry)
+    return entry
+
+
+def _uuid_after(entry: Entry, state: State) -> str:
+    if state is State.CONFIGURED:
+        return ""
+    if state is State.INSTALLED and entry.uuid:
+        return entry.uuid
+    return _new_uuid()
+
+
+def _new_uuid() -> str:
+    """A random (version 4) uuid; the uuid module would cost more to import than these lines."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def _write(layout: Layout, entry: Entry) -> None:
+    files.make_directory(layout.state(entry.zonename).parent)
+    table = {"version": ENTRY_VERSION, **dataclasses.asdict(entry), "state": entry.state.label}
+    files.write_json(layout.state(entry.zonename), table)
+
+
+def forget_entry(layout: Layout, name: str) -> None:
+    """Remove the entry of a zone that is being deleted."""
+    with index_lock(layout):
+        layout.state(name).unlink(missing_ok=True)
