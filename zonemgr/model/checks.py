@@ -287,7 +287,7 @@ def interface_address(value: object) -> str:
     if not slash:
         if address.version == 6:
             raise Refused(f"'{given}': IPv6 address missing required prefix length")
-        raise Refused(f"'{given}': address missing required prefix length (such as {given}/24)")
+        raise Refused(f"'{given}': missing required prefix length (such as {given}/24)")
     try:
         interface = ipaddress.ip_interface(given)
     except ValueError:
