@@ -7,6 +7,7 @@ Paths may hold ``{zonepath}`` (the zone's directory on the host), ``{root}`` (it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,26 @@ class DeviceLink:
 
     path: str
     target: str
+
+
+class PlatformBrand(Protocol):
+    """What the virtual platform needs to know of a brand."""
+
+    @property
+    def mounts(self) -> tuple[PlatformMount, ...]:
+        """Made at ready, seen from the host (the reference's global_mount)."""
+
+    @property
+    def zone_mounts(self) -> tuple[PlatformMount, ...]:
+        """Made at boot, in file order (the reference's mount)."""
+
+    @property
+    def devices(self) -> tuple[DeviceRule, ...]:
+        """The devices of /dev."""
+
+    @property
+    def links(self) -> tuple[DeviceLink, ...]:
+        """The symbolic links of /dev."""
 
 
 STANDARD_DEVICES = tuple(DeviceRule(name) for name in ("null", "zero", "full", "random", "urandom", "tty"))

@@ -73,3 +73,4 @@ ZONENAME_MAX = 63  # characters; the reference's 64 includes the NUL
 BOOTARGS_MAX = 255  # characters; the reference's 256 includes the NUL
 ZONE_ID_MAX = 9999
 IDS_PER_ZONE = 65536
+PARKED_NAME = "zone-parked"  # the command name of a zone's process 1 until it becomes the brand's init

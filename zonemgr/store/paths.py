@@ -68,5 +68,9 @@ class Layout:
         """The folder of the zone's run-time files: door, console, lock, snapshot, ledger."""
         return self.run / "zones" / zonename
 
+    def instance(self, zonename: str) -> Path:
+        """The world-readable record of the living zone."""
+        return self.run / "instances" / f"{zonename}.json"
+
     def zone_log(self, zonename: str) -> Path:
         return self.log / zonename

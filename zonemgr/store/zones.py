@@ -32,6 +32,7 @@ class Entry:
     uid_base: int | None = None
     brand: str = ""
     zonepath: str = ""
+    ip_type: str = "exclusive"
     idmap_marker: str | None = None
 
 
@@ -118,7 +119,7 @@ def read_entry(layout: Layout, name: str) -> Entry:
         zone = load(layout, name)
     except (ConfigError, NoSuchZoneError):
         return entry
-    return dataclasses.replace(entry, brand=zone.brand, zonepath=zone.zonepath)
+    return dataclasses.replace(entry, brand=zone.brand, zonepath=zone.zonepath, ip_type=zone.ip_type)
 
 
 def _stored(layout: Layout, name: str) -> Entry:

@@ -1,0 +1,344 @@
+"""A plan: what a transition will do to the kernel, as data.
+
+``platform.compose`` makes it, ``zonemgr plan`` prints it, ``platform.runner`` executes it and writes each op to the ledger before it
+acts.  An op is a small frozen value that says in the operator's words what it is (``describe``), survives JSON (the ledger is
+read by successors), and holds no behaviour of the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+_KINDS: dict[str, type[Op]] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of a plan.  Each sub-class has a ``kind``, its name in JSON."""
+
+    kind: ClassVar[str] = "op"
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    def describe(self) -> str:
+        """What the op does, for ``zonemgr plan``."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The op as a JSON table with its kind."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+def from_json(table: dict[str, Any]) -> Op:
+    """The op that ``to_json`` wrote.  Lists become tuples again; keys of newer versions are ignored."""
+    cls = _KINDS[table["kind"]]
+    known = {field.name for field in dataclasses.fields(cls)}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key in known}
+    return cls(**values)
+
+
+# -- the zone's processes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MakeCgroup(Op):
+    """The zone's folders in every hierarchy."""
+
+    kind: ClassVar[str] = "cgroup"
+    base: str  # folder of this instance below each hierarchy
+    zonename: str
+
+    def describe(self) -> str:
+        return f"make cgroup {self.base}/{self.zonename}"
+
+
+@dataclass(frozen=True)
+class SetLimits(Op):
+    """Resource limits on the zone's cgroup.  None leaves a limit alone."""
+
+    kind: ClassVar[str] = "limits"
+    memory_bytes: int | None = None
+    swap_bytes: int | None = None  # memory and swap together, as zones count
+    locked_bytes: int | None = None
+    cpus: float | None = None
+    cpu_shares: int | None = None
+    pids: int | None = None
+    best_effort: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return (self.memory_bytes, self.swap_bytes, self.cpus, self.cpu_shares, self.pids) == (None,) * 5
+
+    def describe(self) -> str:
+        names = ("memory_bytes", "swap_bytes", "locked_bytes", "cpus", "cpu_shares", "pids")
+        given = (f"{name} {getattr(self, name)}" for name in names if getattr(self, name) is not None)
+        return "limit " + ", ".join(given)
+
+
+@dataclass(frozen=True)
+class StartZsched(Op):
+    """zsched, the namespaces, and the parked process 1."""
+
+    kind: ClassVar[str] = "zsched"
+    uid_base: int
+    privileged: bool
+    hostname: str
+
+    def describe(self) -> str:
+        if self.privileged:
+            return "start zsched and the parked init in new namespaces, WITHOUT a user namespace"
+        return f"start zsched and the parked init in new namespaces, ids from {self.uid_base}"
+
+
+# -- the mount tree ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RootTree(Op):
+    """The zone's own root as the root of its mount tree."""
+
+    kind: ClassVar[str] = "root"
+    path: str
+
+    def describe(self) -> str:
+        return f"mount {self.path} as the zone's root, ids mapped"
+
+
+@dataclass(frozen=True)
+class ScratchRoot(Op):
+    """A small tmpfs as the root of a zone that is mounted for maintenance."""
+
+    kind: ClassVar[str] = "scratch-root"
+    path: str
+    links: tuple[str, ...] = ()  # "name>target" symbolic links below the root
+
+    def describe(self) -> str:
+        return f"mount a tmpfs on {self.path} as the scratch zone's root"
+
+
+@dataclass(frozen=True)
+class Bind(Op):
+    """A host path bound into the zone.
+
+    ``idmap`` is ``zone`` (ids on disk are the zone's own), ``none`` (bound unshifted: host owners show as nobody) or
+    ``UID:GID`` (that host owner appears as the zone's root).
+    """
+
+    kind: ClassVar[str] = "bind"
+    special: str
+    directory: str
+    options: tuple[str, ...] = ()
+    idmap: str = "zone"
+    make: str = "dir"  # what to make when the mount point is missing: dir or file
+    recursive: bool = False
+
+    def describe(self) -> str:
+        options = f" ({','.join(self.options)})" if self.options else ""
+        return f"bind {self.special} on {self.directory}{options}"
+
+
+@dataclass(frozen=True)
+class FileSystem(Op):
+    """A file system of its own mounted in the zone: tmpfs, or a block file system of an ``fs`` resource."""
+
+    kind: ClassVar[str] = "fs"
+    type: str
+    special: str
+    directory: str
+    options: tuple[str, ...] = ()
+    raw: str = ""  # checked by the file system's fsck before the mount
+
+    def describe(self) -> str:
+        options = f" ({','.join(self.options)})" if self.options else ""
+        return f"mount {self.type} {self.special} on {self.directory}{options}"
+
+
+@dataclass(frozen=True)
+class KernelFileSystem(Op):
+    """proc, sysfs, mqueue, devpts or cgroup2: made with host credentials inside the zone's namespaces."""
+
+    kind: ClassVar[str] = "kernel-fs"
+    type: str
+    directory: str
+    read_only: bool = False
+
+    def describe(self) -> str:
+        return f"mount {self.type} on {self.directory}" + (" (ro)" if self.read_only else "")
+
+
+@dataclass(frozen=True)
+class DeviceTree(Op):
+    """/dev: a tmpfs with the zone's devices and links, and nothing else."""
+
+    kind: ClassVar[str] = "dev"
+    devices: tuple[str, ...]
+    links: tuple[str, ...]  # "path>target"
+
+    def describe(self) -> str:
+        return "make /dev with " + " ".join(self.devices)
+
+
+@dataclass(frozen=True)
+class Console(Op):
+    """A pty from the zone's own devpts: the slave on /dev/console, the master with zsched."""
+
+    kind: ClassVar[str] = "console"
+
+    def describe(self) -> str:
+        return "open the console pty and bind it on /dev/console"
+
+
+@dataclass(frozen=True)
+class Mask(Op):
+    """Hide a path: a file behind the null device, a folder behind an empty read-only tmpfs.  Missing paths are fine."""
+
+    kind: ClassVar[str] = "mask"
+    paths: tuple[str, ...]
+    read_only: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        return "mask " + " ".join(self.paths) + ("; read-only " + " ".join(self.read_only) if self.read_only else "")
+
+
+@dataclass(frozen=True)
+class RunHost(Op):
+    """/run/host: what the guest may know of its manager (container-manager, container-uuid)."""
+
+    kind: ClassVar[str] = "run-host"
+    uuid: str
+
+    def describe(self) -> str:
+        return "make /run/host"
+
+
+@dataclass(frozen=True)
+class HostId(Op):
+    """The zone's hostid: a read-only file on /etc/hostid."""
+
+    kind: ClassVar[str] = "hostid"
+    value: int
+
+    def describe(self) -> str:
+        return f"set hostid {self.value:08x}"
+
+
+@dataclass(frozen=True)
+class Seal(Op):
+    """Pivot into the finished tree and give process 1 its own locked copy of it."""
+
+    kind: ClassVar[str] = "seal"
+
+    def describe(self) -> str:
+        return "pivot into the finished mount tree and lock every mount"
+
+
+# -- the network ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loopback(Op):
+    """The zone's own loopback comes up."""
+
+    kind: ClassVar[str] = "loopback"
+
+    def describe(self) -> str:
+        return "bring lo up"
+
+
+@dataclass(frozen=True)
+class Bridge(Op):
+    """The default bridge, made on first use and shared by all zones of this instance."""
+
+    kind: ClassVar[str] = "bridge"
+    name: str
+    addresses: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"make bridge {self.name} with {' '.join(self.addresses)} unless it exists"
+
+
+@dataclass(frozen=True)
+class Veth(Op):
+    """A pair of virtual links: one end on the host's bridge, the other in the zone."""
+
+    kind: ClassVar[str] = "veth"
+    host_name: str
+    zone_name: str
+    bridge: str
+    altname: str
+    mtu: int | None = None
+    mac: str | None = None
+
+    def describe(self) -> str:
+        return f"make veth {self.host_name} on bridge {self.bridge}, {self.zone_name} in the zone"
+
+
+@dataclass(frozen=True)
+class MoveLink(Op):
+    """A physical link given to the zone, and taken back at halt."""
+
+    kind: ClassVar[str] = "move-link"
+    name: str
+
+    def describe(self) -> str:
+        return f"move link {self.name} into the zone"
+
+
+@dataclass(frozen=True)
+class ConfigureLink(Op):
+    """Addresses and routers of a link in the zone, set before init runs."""
+
+    kind: ClassVar[str] = "address"
+    link: str
+    addresses: tuple[str, ...]
+    routers: tuple[str, ...]
+
+    def describe(self) -> str:
+        routers = f" with default router {' '.join(self.routers)}" if self.routers else ""
+        return f"bring {self.link} up, address {' '.join(self.addresses) or 'none'}{routers}"
+
+
+@dataclass(frozen=True)
+class Sysctls(Op):
+    """Kernel settings of the zone's own namespaces ("name=value")."""
+
+    kind: ClassVar[str] = "sysctl"
+    settings: tuple[str, ...]
+
+    def describe(self) -> str:
+        return "set " + " ".join(self.settings)
+
+
+# -- boot -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExecInit(Op):
+    """The parked process becomes init."""
+
+    kind: ClassVar[str] = "exec"
+    init: str
+    arguments: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"exec {' '.join((self.init, *self.arguments))} as process 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan in its two halves: what ready does, and what boot does after it."""
+
+    zonename: str
+    ready: tuple[Op, ...]
+    boot: tuple[Op, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as ``zonemgr plan --json`` prints it."""
+        return {
+            "zonename": self.zonename,
+            "ready": [{**op.to_json(), "text": op.describe()} for op in self.ready],
+            "boot": [{**op.to_json(), "text": op.describe()} for op in self.boot],
+        }

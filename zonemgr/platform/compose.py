@@ -1,0 +1,256 @@
+"""Configuration and brand become a plan.
+
+Pure but for one question to the host: whether an optional ``special`` of a brand exists.  The order of the result is the
+order of execution: cgroup, zsched and namespaces, the mount tree sorted by directory (plain string comparison, as the reference's
+section 3.3 has it, so that ``/usr`` comes before ``/usr/local``), devices, masks, network, and the seal last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+from zonemgr.errors import ConfigError, PlatformError
+from zonemgr.linux.netlink import host_link_name
+from zonemgr.model import plan
+from zonemgr.model.brandspec import PlatformBrand, PlatformMount
+from zonemgr.model.zone import FsResource, NetResource, Zone
+from zonemgr.store.instance import Mode
+from zonemgr.store.paths import Layout
+from zonemgr.store.settings import Settings
+
+MASKED = (
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/acpi",
+    "/proc/scsi",
+    "/sys/firmware",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq")
+READ_ONLY_PRIVILEGED = ("/proc/sys",)  # without a user namespace nothing else protects the host's settings
+
+_BIND_TYPES = ("bind", "lofs")
+_REFUSED_TYPES = ("proc", "sysfs", "mntfs", "autofs", "cachefs", "cgroup", "cgroup2", "devtmpfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """All that a plan is made from."""
+
+    zone: Zone
+    brand: PlatformBrand
+    data: str  # the brand's own folder
+    layout: Layout
+    settings: Settings
+    mode: Mode
+    uid_base: int
+    uuid: str
+
+    @property
+    def root(self) -> str:
+        """The root of the zone on the host: the zone's own, or the scratch zone's."""
+        return f"{self.zone.zonepath}/{'lu' if self.mode.alternate else 'root'}"
+
+
+def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
+    """The plan of making a zone ready (or mounted, by the subject's mode)."""
+    zone = subject.zone
+    ops: list[plan.Op] = [plan.MakeCgroup("zonemgr" + subject.layout.suffix, zone.zonename)]
+    if subject.mode is Mode.BOOT:
+        limits = limits_of(zone)
+        ops += [] if limits.empty and limits.locked_bytes is None else [limits]
+    base = 0 if zone.privileged else subject.uid_base
+    ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
+    ops += _alternate_tree(subject) if subject.mode.alternate else _tree(subject)
+    ops.append(plan.Mask(MASKED, READ_ONLY + (READ_ONLY_PRIVILEGED if zone.privileged else ())))
+    if subject.mode is Mode.BOOT:
+        if zone.hostid is not None:
+            ops.append(plan.HostId(zone.hostid))
+        settings = sysctls_of(zone)
+        ops += [plan.Sysctls(settings)] if settings else []
+        ops += [plan.Loopback(), *_network(subject)]
+    ops.append(plan.Seal())
+    return tuple(ops)
+
+
+def compose_boot(subject: Subject, init: str, arguments: tuple[str, ...]) -> tuple[plan.Op, ...]:
+    """The plan of booting a ready zone: the brand's in-zone mounts in file order, then init."""
+    mounts = (_platform_mount(subject, mount, subject.root) for mount in subject.brand.zone_mounts)
+    return (*(op for op in mounts if op), plan.ExecInit(init, arguments))
+
+
+# -- limits -----------------------------------------------------------------------------------------------------
+
+
+def limits_of(zone: Zone) -> plan.SetLimits:
+    """The zone's limits.  max-processes alone becomes ten times as many threads (reference, section 3.1)."""
+    memory = zone.capped_memory
+    pids = zone.max_lwps
+    if pids is None and zone.max_processes is not None:
+        pids = 10 * zone.max_processes
+    return plan.SetLimits(
+        memory_bytes=memory.physical if memory else None,
+        swap_bytes=memory.swap if memory else None,
+        locked_bytes=memory.locked if memory else None,
+        cpus=zone.capped_cpu.ncpus if zone.capped_cpu else None,
+        cpu_shares=zone.cpu_shares,
+        pids=pids,
+        best_effort=zone.best_effort,
+    )
+
+
+def sysctls_of(zone: Zone) -> tuple[str, ...]:
+    """System V limits as settings of the zone's ipc namespace (reference, section 10.2)."""
+    settings = []
+    if zone.max_shm_memory is not None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        settings += [f"kernel/shmmax={zone.max_shm_memory}", f"kernel/shmall={-(-zone.max_shm_memory // page)}"]
+    if zone.max_shm_ids is not None:
+        settings.append(f"kernel/shmmni={zone.max_shm_ids}")
+    if zone.max_msg_ids is not None:
+        settings.append(f"kernel/msgmni={zone.max_msg_ids}")
+    if zone.max_sem_ids is not None:
+        settings.append(f"kernel/sem=32000 1024000000 500 {zone.max_sem_ids}")
+    return tuple(settings)
+
+
+# -- mounts -----------------------------------------------------------------------------------------------------
+
+
+def _kernel_mounts(mode: Mode) -> list[tuple[str, plan.Op]]:
+    mounts: list[plan.KernelFileSystem] = [
+        plan.KernelFileSystem("devpts", "/dev/pts"),
+        plan.KernelFileSystem("mqueue", "/dev/mqueue"),
+        plan.KernelFileSystem("proc", "/proc"),
+        plan.KernelFileSystem("sysfs", "/sys", read_only=True),
+    ]
+    if mode is Mode.BOOT:
+        mounts.append(plan.KernelFileSystem("cgroup2", "/sys/fs/cgroup"))
+    return [(op.directory, op) for op in mounts]
+
+
+def _device_tree(subject: Subject) -> plan.DeviceTree:
+    brand = subject.brand
+    names = [rule.match for rule in brand.devices]
+    if subject.mode is Mode.BOOT:
+        names += [device.match.removeprefix("/dev/") for device in subject.zone.device]
+    return plan.DeviceTree(tuple(names), tuple(f"{link.path}>{link.target}" for link in brand.links))
+
+
+def _tree(subject: Subject) -> list[plan.Op]:
+    """The mount tree of a zone that boots."""
+    mounts = _kernel_mounts(subject.mode)
+    mounts.append(("/dev", _device_tree(subject)))
+    mounts.append(("/dev/shm", plan.FileSystem("tmpfs", "tmpfs", "/dev/shm", ("nosuid", "nodev", "mode=1777"))))
+    brand_mounts = [(m.directory, _platform_mount(subject, m, subject.root)) for m in subject.brand.mounts]
+    mounts += [(directory, op) for directory, op in brand_mounts if op]
+    if not any(directory == "/run" for directory, _ in mounts):
+        mounts.append(("/run", plan.FileSystem("tmpfs", "tmpfs", "/run", ("nosuid", "nodev", "mode=755"))))
+    mounts.append(("/run/host", plan.RunHost(subject.uuid)))
+    mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs]
+    mounts.sort(key=lambda pair: pair[0])
+    return [plan.RootTree(subject.root), *(op for _directory, op in mounts), plan.Console()]
+
+
+def _platform_mount(subject: Subject, mount: PlatformMount, root: str) -> plan.Op | None:
+    """A brand's mount with its paths filled in, or None when it is optional and the host has no such thing."""
+    zone = subject.zone
+    special = mount.special.format(zonepath=zone.zonepath, root=root, zonename=zone.zonename, data=subject.data)
+    if mount.type != "bind":
+        return plan.FileSystem(mount.type, special, mount.directory, mount.options)
+    if mount.optional and not os.path.exists(special):
+        return None
+    return plan.Bind(special, mount.directory, mount.options, make=mount.kind)
+
+
+def fs_mount(fs: FsResource, zone: Zone) -> plan.Op:
+    """An fs resource as an op.  ConfigError for types that are not allowed in a zone."""
+    if fs.type in _REFUSED_TYPES or fs.type.startswith("nfs"):
+        raise ConfigError("cannot verify fs {dir}: type {type} is not allowed.", dir=fs.dir, type=fs.type)
+    if fs.type in _BIND_TYPES:
+        read_only = "ro" in fs.options
+        idmap = "zone" if fs.idmap == "root" or read_only else (fs.owner or "")
+        if not idmap and not zone.privileged:
+            raise ConfigError(
+                "fs {dir}: a writable bind needs owner = \"UID:GID\" (a host user) or idmap = \"root\"", dir=fs.dir
+            )
+        make = "file" if os.path.isfile(fs.special) else "dir"
+        return plan.Bind(fs.special, fs.dir, fs.options, idmap or "none", make, recursive="rbind" in fs.options)
+    return plan.FileSystem(fs.type, fs.special, fs.dir, fs.options, fs.raw or "")
+
+
+def _alternate_tree(subject: Subject) -> list[plan.Op]:
+    """The tree of a zone mounted for maintenance (reference, section 3.3, adapted to Linux).
+
+    The zone's own root is on /a, read-write.  SCRATCH shows the zone's /etc and /var with the host's programs; UPDATE shows the
+    host's system read-only.  Host folders other than /usr are bound unshifted: what only the host's root may read stays so.
+    """
+    own = f"{subject.zone.zonepath}/root"
+    ops: list[plan.Op] = [plan.ScratchRoot(subject.root, _host_links())]
+    mounts = _kernel_mounts(subject.mode)
+    mounts.append(("/dev", _device_tree(subject)))
+    mounts.append(("/a", plan.Bind(own, "/a")))
+    mounts.append(("/usr", plan.Bind("/usr", "/usr", ("ro", "nosuid"))))
+    for directory in _host_directories():
+        mounts.append((directory, plan.Bind(directory, directory, ("ro", "nosuid"))))
+    for directory in ("/tmp", "/run"):
+        mounts.append((directory, plan.FileSystem("tmpfs", "tmpfs", directory, ("nosuid", "nodev", "mode=1777"))))
+    if subject.mode is Mode.SCRATCH:
+        mounts += [(d, plan.Bind(own + d, d)) for d in ("/etc", "/var")]
+    else:
+        read_only = ("ro", "nosuid", "nodev")
+        mounts += [(d, plan.Bind(d, d, read_only, idmap="none")) for d in ("/etc", "/opt", "/var") if os.path.isdir(d)]
+        mounts.append(("/var/tmp", plan.FileSystem("tmpfs", "tmpfs", "/var/tmp", ("nosuid", "nodev", "mode=1777"))))
+    for fs in subject.zone.fs:
+        mounts.append((f"/a{fs.dir}", fs_mount(_below_a(fs), subject.zone)))
+    mounts.sort(key=lambda pair: pair[0])
+    return [*ops, *(op for _directory, op in mounts)]
+
+
+def _below_a(fs: FsResource) -> FsResource:
+    return dataclasses.replace(fs, dir=f"/a{fs.dir}")
+
+
+_SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+
+
+def _host_links() -> tuple[str, ...]:
+    """/bin and its like where they are links into /usr, as the host has them."""
+    return tuple(f"{d[1:]}>{os.readlink(d)}" for d in _SYSTEM_DIRECTORIES if os.path.islink(d))
+
+
+def _host_directories() -> tuple[str, ...]:
+    return tuple(d for d in _SYSTEM_DIRECTORIES if os.path.isdir(d) and not os.path.islink(d))
+
+
+# -- network ----------------------------------------------------------------------------------------------------
+
+
+def _network(subject: Subject) -> list[plan.Op]:
+    if subject.zone.ip_type != "exclusive":
+        raise PlatformError("ip-type '{ip_type}' is not supported yet", ip_type=subject.zone.ip_type)
+    ops: list[plan.Op] = []
+    for index, net in enumerate(subject.zone.net):
+        ops += _link(subject, index, net)
+    return ops
+
+
+def _link(subject: Subject, index: int, net: NetResource) -> list[plan.Op]:
+    zonename = subject.zone.zonename
+    if net.physical:
+        return [plan.MoveLink(net.physical), plan.ConfigureLink(net.physical, net.address, net.defrouter)]
+    ops: list[plan.Op] = []
+    bridge = net.anet or subject.settings.bridge
+    if bridge == subject.settings.bridge:
+        ops.append(plan.Bridge(bridge, tuple(subject.settings.bridge_address)))
+    host = host_link_name(zonename, index, subject.layout.suffix)
+    altname = f"zone-{zonename}-{index}{subject.layout.suffix}"
+    link = f"host{index}"
+    ops.append(plan.Veth(host, link, bridge, altname, net.mtu, net.mac_address))
+    ops.append(plan.ConfigureLink(link, net.address, net.defrouter))
+    return ops

@@ -1,0 +1,158 @@
+"""Executes a plan: each op is written to the ledger before it acts.
+
+Nothing is undone here: whoever runs a plan and sees it fail calls ``undo.everything`` with the same ledger, in the same or in
+another process, now or after a crash.  Mount ops run inside M0 and the zone's network, ipc and cgroup namespaces; consecutive
+ones share one visit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+from zonemgr.errors import PlatformError, ZoneError
+from zonemgr.linux import mounts, namespaces
+from zonemgr.linux.hints import explain
+from zonemgr.model import plan
+from zonemgr.platform import mounting, network
+from zonemgr.platform.stage import Stage
+from zonemgr.store.ledger import Ledger
+
+_KINDS = ("mnt", "net", "ipc", "cgroup")
+_FLAGS = {
+    "mnt": namespaces.NEWNS,
+    "net": namespaces.NEWNET,
+    "ipc": namespaces.NEWIPC,
+    "cgroup": namespaces.NEWCGROUP,
+}
+
+
+# -- ops that are neither mounts nor network --------------------------------------------------------------------
+
+
+def _make_cgroup(_op: plan.MakeCgroup, stage: Stage) -> None:
+    stage.cgroup.create()
+
+
+def _set_limits(op: plan.SetLimits, stage: Stage) -> None:
+    from zonemgr.linux.cgroup import Limits
+
+    limits = Limits(
+        memory_bytes=op.memory_bytes,
+        swap_bytes=op.swap_bytes,
+        cpus=op.cpus,
+        cpu_shares=op.cpu_shares,
+        pids=op.pids,
+    )
+    for applied in stage.cgroup.apply(limits, best_effort=op.best_effort):
+        stage.applied_limits.append((applied.name, applied.wanted, applied.effective))
+
+
+def _start_zsched(op: plan.StartZsched, stage: Stage) -> None:
+    stage.set_born(stage.start_zsched(op.hostname))
+
+
+def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
+    """Settings of the zone's namespaces, through a procfs of our own: never through one that the zone could have replaced."""
+
+    def act() -> None:
+        proc_fd = mounts.make_filesystem("proc", {}, attributes=0)
+        for setting in op.settings:
+            name, _, value = setting.partition("=")
+            descriptor = os.open(f"sys/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+            os.write(descriptor, value.encode())
+            os.close(descriptor)
+
+    with inside(stage):
+        mounting.in_pid_namespace(stage.born.init_pid, act)
+
+
+def _seal(_op: plan.Seal, stage: Stage) -> None:
+    """Pivot M0 into the zone's tree; process 1, whose root it was, follows; then it takes its locked copy."""
+    os.fchdir(stage.root_fd)
+    mounts.pivot_root(".", ".")
+    mounts.unmount(".", mounts.DETACH)
+    os.chdir("/")
+    mounts.set_propagation("/", mounts.SHARED, recursive=True)
+    stage.seal()
+
+
+_OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
+    plan.MakeCgroup: _make_cgroup,
+    plan.SetLimits: _set_limits,
+    plan.StartZsched: _start_zsched,
+    plan.Sysctls: _sysctls,
+    plan.Bridge: network.bridge,
+    plan.Veth: network.veth,
+    plan.MoveLink: network.move_link,
+    plan.ConfigureLink: network.configure_link,
+    plan.Loopback: network.loopback,
+}
+_INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
+    plan.RootTree: mounting.root_tree,
+    plan.ScratchRoot: mounting.scratch_root,
+    plan.Bind: mounting.bind,
+    plan.FileSystem: mounting.file_system,
+    plan.KernelFileSystem: mounting.kernel_file_system,
+    plan.DeviceTree: mounting.device_tree,
+    plan.Console: mounting.console,
+    plan.Mask: mounting.mask,
+    plan.RunHost: mounting.run_host,
+    plan.HostId: mounting.host_id,
+    plan.Seal: _seal,
+}
+
+
+@contextmanager
+def inside(stage: Stage) -> Iterator[None]:
+    """Visit M0 and the zone's namespaces with host credentials; the way home is kept open and taken whatever happens."""
+    home = {kind: namespaces.open_ns("self", kind) for kind in _KINDS}
+    try:
+        for kind in _KINDS[1:]:
+            away_fd = namespaces.open_ns(stage.born.init_pid, kind)
+            try:
+                namespaces.setns(away_fd, _FLAGS[kind])
+            finally:
+                os.close(away_fd)
+        namespaces.setns(stage.born.m0_fd, _FLAGS["mnt"])
+        yield
+    finally:
+        for kind, home_fd in home.items():
+            namespaces.setns(home_fd, _FLAGS[kind])
+            os.close(home_fd)
+        os.chdir("/")
+
+
+def run(ops: Iterable[plan.Op], stage: Stage, ledger: Ledger, *, step: Callable[[plan.Op], None] | None = None) -> None:
+    """Execute ops in order.  ``step`` is told of each op after it is in the ledger and before it acts.
+
+    PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.
+    """
+    for is_inside, group in groupby(ops, key=lambda op: type(op) in _INSIDE):
+        if is_inside:
+            with inside(stage):
+                _run(group, _INSIDE, stage, ledger, step)
+        else:
+            _run(group, _OUTSIDE, stage, ledger, step)
+
+
+def _run(
+    ops: Iterable[plan.Op],
+    acts: dict[type[plan.Op], Callable[[Any, Stage], None]],
+    stage: Stage,
+    ledger: Ledger,
+    step: Callable[[plan.Op], None] | None,
+) -> None:
+    for op in ops:
+        ledger.record(op.to_json())
+        if step is not None:
+            step(op)
+        try:
+            acts[type(op)](op, stage)
+        except ZoneError:
+            raise
+        except OSError as error:
+            raise PlatformError("cannot {what}: {why}", what=op.describe(), why=explain(error)) from error

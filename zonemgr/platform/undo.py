@@ -1,0 +1,93 @@
+"""Takes back what a ledger lists, newest first.
+
+Every undo is idempotent and needs nothing but the op itself and the kernel, so that any process can finish what another one began.  All
+undos run; the failures are collected, never swallowed, and an op that could not be undone stays in the ledger.  Mounts need no
+undo: they live in M0 and go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zonemgr.errors import PlatformError, ZoneError
+from zonemgr.linux import netlink
+from zonemgr.linux.cgroup import ZoneCgroup, detect
+from zonemgr.linux.hints import explain
+from zonemgr.model import plan
+from zonemgr.store.ledger import Ledger
+from zonemgr.store.paths import Layout
+
+
+@dataclass
+class Remains:
+    """What an undo may still need of the living: the zone's network namespace, while zsched holds it."""
+
+    layout: Layout
+    zonename: str
+    net_fd: int | None = None
+
+    @property
+    def cgroup(self) -> ZoneCgroup:
+        return ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename)
+
+
+def _veth(op: plan.Veth, _remains: Remains) -> None:
+    if netlink.link_exists(op.host_name):
+        netlink.delete_link(op.host_name)
+
+
+def _move_link(op: plan.MoveLink, remains: Remains) -> None:
+    """The link must come back under its own name; without a namespace to fetch it from, the kernel returns it."""
+    if netlink.link_exists(op.name):
+        return
+    try:
+        netlink.return_link(remains.net_fd, op.name)
+    except (OSError, ZoneError) as error:
+        why = explain(error) if isinstance(error, OSError) else error.text
+        raise PlatformError("datalinks remain in zone after shutdown: {name} ({why})", name=op.name, why=why) from None
+
+
+def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:
+    remains.cgroup.remove()
+
+
+_UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
+    plan.Veth: _veth,
+    plan.MoveLink: _move_link,
+    plan.MakeCgroup: _cgroup,
+}
+
+
+def network(ledger: Ledger, remains: Remains) -> list[ZoneError]:
+    """Undo the network ops alone, while zsched still holds the zone's network namespace (reference 3.5, step 6)."""
+    kinds = (plan.Veth, plan.MoveLink)
+    return _undo([item for item in _pending(ledger) if isinstance(item[1], kinds)], ledger, remains)
+
+
+def everything(ledger: Ledger, remains: Remains) -> list[ZoneError]:
+    """Undo all that is pending.  Returns the failures; the ledger file is gone when there are none."""
+    failures = _undo(_pending(ledger), ledger, remains)
+    if not failures:
+        ledger.clear()
+    return failures
+
+
+def _pending(ledger: Ledger) -> list[tuple[int, plan.Op]]:
+    return [(number, plan.from_json(table)) for number, table in ledger.pending()]
+
+
+def _undo(items: list[tuple[int, plan.Op]], ledger: Ledger, remains: Remains) -> list[ZoneError]:
+    failures: list[ZoneError] = []
+    for number, op in items:
+        undo = _UNDO.get(type(op))
+        try:
+            if undo is not None:
+                undo(op, remains)
+            ledger.undone(number)
+        except ZoneError as error:
+            failures.append(error)
+        except OSError as error:
+            failures.append(PlatformError("cannot undo {what}: {why}", what=op.describe(), why=explain(error)))
+    return failures

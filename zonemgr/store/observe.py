@@ -1,0 +1,90 @@
+"""What state a zone is in: the kernel is asked first, the record second, the index entry last (reference, section 1.1).
+
+Works for everybody: it reads world-readable records, ``/proc/PID/stat`` and ``cgroup.events``, and starts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zonemgr.errors import NoSuchZoneError
+from zonemgr.linux.process import command_name
+from zonemgr.model.states import PARKED_NAME, State
+from zonemgr.store import instance as instances
+from zonemgr.store import zones
+from zonemgr.store.instance import Instance, Phase
+from zonemgr.store.paths import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One zone as it is seen now.  ``zone_id`` is None unless it is active."""
+
+    zonename: str
+    state: State
+    zone_id: int | None
+    zonepath: str
+    uuid: str
+    brand: str
+    ip_type: str
+    instance: Instance | None = None
+
+
+def populated(folder: str) -> bool:
+    """Whether the cgroup2 folder holds a living process, below it included.  False when it is gone."""
+    try:
+        text = Path(folder, "cgroup.events").read_text()
+    except OSError:
+        return False
+    return "populated 1" in text
+
+
+def living_state(instance: Instance) -> State | None:
+    """The state that the kernel shows for this record; None while the platform is only being made."""
+    if instance.phase is Phase.MAKING:
+        return None
+    alive = instance.init is not None and instance.init.alive
+    if instance.phase is Phase.HALTING or not alive:
+        return State.SHUTTING_DOWN if alive or populated(instance.cgroup) else State.DOWN
+    if instance.mode.alternate:
+        return State.MOUNTED
+    if instance.phase is Phase.BOOTING:  # the writer may have died between the exec and its record
+        assert instance.init is not None
+        return State.READY if command_name(instance.init.pid) == PARKED_NAME else State.RUNNING
+    return State.READY if instance.phase is Phase.READY else State.RUNNING
+
+
+def state_of(layout: Layout, zonename: str) -> State:
+    """The zone's state.  NoSuchZoneError when it is not configured."""
+    return observe(layout, zonename).state
+
+
+def observe(layout: Layout, zonename: str) -> Observation:
+    """Observe one zone.  NoSuchZoneError when it is neither configured nor alive."""
+    instance = instances.read(layout, zonename)
+    living = living_state(instance) if instance else None
+    if not zones.exists(layout, zonename) and living is None:
+        raise NoSuchZoneError(zonename)
+    entry = zones.read_entry(layout, zonename)
+    return Observation(
+        zonename=zonename,
+        state=entry.state if living is None else living,
+        zone_id=instance.zone_id if instance and living is not None else None,
+        zonepath=entry.zonepath,
+        uuid=entry.uuid,
+        brand=entry.brand,
+        ip_type=entry.ip_type if instance is None or living is None else instance.ip_type,
+        instance=instance,
+    )
+
+
+def all_zones(layout: Layout) -> list[Observation]:
+    """Every configured or living zone, by name.  One that vanishes or cannot be read meanwhile is left out."""
+    found = []
+    for zonename in sorted({*zones.names(layout), *instances.names(layout)}):
+        try:
+            found.append(observe(layout, zonename))
+        except NoSuchZoneError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""One supervisor per active zone: transitions, worker, zsched, console, adoption, events."""

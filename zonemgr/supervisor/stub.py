@@ -1,0 +1,121 @@
+"""Process 1 of a zone while it is parked, and its last steps before it becomes the brand's init.
+
+The stub is born by ``clone3`` into all of the zone's namespaces but the mount namespace, with its program already in memory, and
+obeys one message after the other on its only channel.  It runs as root of the zone, so it imports nothing, looks nothing up and
+opens nothing by name that the zone could have planted, except the init that it execs.  When its channel ends it waits for
+ever: it never runs on by itself (the zone's teardown kills it).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from zonemgr.linux import caps, namespaces, process, pty, seccomp
+from zonemgr.model.states import PARKED_NAME
+from zonemgr.wire import packets
+
+
+class StageError(Exception):
+    """A step failed: the operator's name of the step, and why."""
+
+    def __init__(self, stage: str, error: OSError) -> None:
+        super().__init__(stage)
+        self.stage = stage
+        self.error = error
+
+
+class _Stage:
+    """Names the step that is under way, so that a child can report it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StageError(self.name, error) from None
+
+
+def run(channel: socket.socket) -> None:
+    """Be the parked process 1.  Never returns."""
+    process.set_name(PARKED_NAME)
+    process.set_dumpable(False)
+    process.close_fds([channel.fileno()])
+    process.stdio_to_null()
+    process.reset_signals()
+    while True:
+        packet = packets.receive(channel)
+        if packet is None:
+            _wait_for_ever()
+            return
+        head, fds, tail = packet
+        try:
+            answer = _OBEY[head["op"]](head, fds, tail, channel)
+        except StageError as failure:
+            answer = {"stage": failure.stage, "errno": failure.error.errno}
+        except OSError as failure:
+            answer = {"stage": head["op"], "errno": failure.errno}
+        packets.close_all(fds)
+        packets.send(channel, answer)
+
+
+def _wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+def _identity(head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: socket.socket) -> dict[str, Any]:
+    """The id maps are written: become root of the zone.  Its host name comes here, since only the zone may set it."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    process.set_dumpable(False)  # a change of ids resets it to the host's default
+    namespaces.set_hostname(head["hostname"])
+    return {"ok": True}
+
+
+def _seal(_head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: socket.socket) -> dict[str, Any]:
+    """Take an own copy of the finished mount tree: every mount arrives locked, as a slave of the tree that zsched holds."""
+    namespaces.unshare(namespaces.NEWNS)
+    os.chdir("/")
+    return {"ok": True}
+
+
+def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.socket) -> dict[str, Any]:
+    """Become init.  Returns only when that failed; success closes the channel, which closes on exec."""
+    (slave,) = fds
+    with _Stage("console"):
+        os.setsid()
+        pty.set_controlling(slave)
+        for standard in (0, 1, 2):
+            os.dup2(slave, standard)
+    os.umask(0o022)
+    process.close_fds([0, 1, 2, channel.fileno()])
+    fds.clear()
+    with _Stage("keyring"):
+        process.new_session_keyring("zone")
+    with _Stage("capabilities"):
+        caps.drop_bounding(frozenset(head["capabilities"]))
+        caps.limit_to(frozenset(head["capabilities"]))
+    if head["no_new_privs"]:
+        process.set_no_new_privs()
+    if tail:
+        with _Stage("seccomp"):
+            seccomp.install(tail)
+    process.reset_signals()
+    with _Stage("exec"):
+        os.execve(head["init"], head["arguments"], head["environment"])
+    return {"stage": "exec", "errno": 0}
+
+
+_OBEY: dict[str, Callable[[dict[str, Any], list[int], bytes, socket.socket], dict[str, Any]]] = {
+    "identity": _identity,
+    "seal": _seal,
+    "boot": _boot,
+}

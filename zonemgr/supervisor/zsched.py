@@ -1,0 +1,304 @@
+"""zsched: the anchor of a ready zone, the smallest program that can be the parent of its init.
+
+Only a parent can wait for a process, and the console's pty master must outlive a killed supervisor.  zsched is the
+process that does both, and nothing else: it makes the zone's first mount namespace (M0) and process 1, holds the descriptors of
+what must stay, records how init ended, and hands all of it to whichever supervisor connects.  It stays in the host's namespaces
+and out of the zone's cgroup; it runs no hooks, reads no configuration, and keeps no timers.
+
+The protocol (``wire.packets`` on the socket ``zsched`` in the zone's 0700 run folder) has a version and only ever grows, so
+that any newer supervisor adopts any older zsched:
+
+* ``hello``    -> version, generation, pid of init, how it ended if it did; descriptors by name
+* ``attach``   -> the caller is the supervisor now; the answer carries the console's ring; from here the caller reads the master
+* ``console``  -> keep this pty (descriptors master, slave)
+* ``stub``     -> pass one message to the parked process 1 and return its answer
+* ``commit``   -> the platform is complete: live on when the creator goes
+* ``quit``     -> kill init if it lives, and leave
+
+While nobody is attached zsched drains the console into a 64 KiB ring (a full pty would block the zone), and when init ends
+then, it starts a successor of the supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zonemgr.linux import mounts, namespaces, process
+from zonemgr.supervisor import stub
+from zonemgr.wire import packets
+
+VERSION = 1
+RING_BYTES = 64 * 1024
+STUB_TIMEOUT_S = 20.0  # for one message to process 1, exec included
+
+_NAMESPACES = (
+    namespaces.NEWPID | namespaces.NEWNET | namespaces.NEWUTS | namespaces.NEWIPC | namespaces.NEWCGROUP
+)
+
+
+class Zsched:
+    """The state of the program.  ``serve`` is its life."""
+
+    def __init__(
+        self, *, generation: str, listener: socket.socket, creator: socket.socket, successor: Sequence[str]
+    ) -> None:
+        self.generation = generation
+        self.listener = listener
+        self.creator: socket.socket | None = creator
+        self.committed = False
+        self.successor = list(successor)
+        self.clients: list[socket.socket] = [creator]
+        self.attached: socket.socket | None = None
+        self.ring = bytearray()
+        self.held: dict[str, int] = {}  # descriptors by name: m0, net, user, init, master, slave
+        self.init_pid = 0
+        self.exit: dict[str, int] | None = None
+        self.leaving = False
+
+    # -- birth ----------------------------------------------------------------------------------------------
+
+    def give_birth(self, payload_fd: int, privileged: bool) -> None:
+        """Make M0 with host credentials, then process 1 in all other namespaces, born into the zone's cgroup.
+
+        The order is what keeps the host safe: M0 belongs to the host's user namespace, so what the worker mounts there
+        reaches the zone locked.
+        """
+        home_fd = namespaces.open_ns("self", "mnt")
+        namespaces.unshare(namespaces.NEWNS)
+        mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
+        self.held["m0"] = namespaces.open_ns("self", "mnt")
+        ours, theirs = packets.pair()
+        flags = _NAMESPACES if privileged else _NAMESPACES | namespaces.NEWUSER
+        pid, init_fd = process.clone3(flags, cgroup_fd=payload_fd)
+        if pid == 0:
+            _be_stub(theirs)
+        theirs.close()
+        ours.settimeout(STUB_TIMEOUT_S)
+        namespaces.setns(home_fd, namespaces.NEWNS)
+        os.close(home_fd)
+        os.close(payload_fd)
+        self.stub = ours
+        self.init_pid = pid
+        self.held["init"] = init_fd
+        for kind in ("net", "user"):
+            self.held[kind] = namespaces.open_ns(pid, kind)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer until told to quit."""
+        while not self.leaving:
+            poller = select.poll()
+            handlers: dict[int, Callable[[], None]] = {self.listener.fileno(): self._accept}
+            for client in self.clients:
+                handlers[client.fileno()] = lambda client=client: self._answer(client)  # type: ignore[misc]
+            if self.exit is None:
+                handlers[self.held["init"]] = self._init_ended
+            if self.attached is None and "master" in self.held:
+                handlers[self.held["master"]] = self._drain
+            for descriptor in handlers:
+                poller.register(descriptor, select.POLLIN)
+            for descriptor, _events in poller.poll():
+                handlers[descriptor]()
+                if descriptor not in (self.listener.fileno(), self.held.get("master")):
+                    break  # a client may have gone, and its descriptor with it: look again
+
+    def _accept(self) -> None:
+        client, _address = self.listener.accept()
+        client.settimeout(STUB_TIMEOUT_S)
+        self.clients.append(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        self.clients.remove(client)
+        client.close()
+        if client is self.attached:
+            self.attached = None
+            if self.exit is not None:
+                self._start_successor()
+        if client is self.creator:
+            self.creator = None
+            if not self.committed:  # the worker died half-way: nothing of its work may stay
+                self._quit({}, [], client)
+
+    def _answer(self, client: socket.socket) -> None:
+        try:
+            packet = packets.receive(client)
+        except (OSError, ValueError):
+            packet = None
+        if packet is None:
+            self._drop(client)
+            return
+        head, fds, tail = packet
+        handler = self._VERBS.get(str(head.get("op")))
+        try:
+            if handler is None:
+                packets.close_all(fds)
+                packets.send(client, {"unknown": head.get("op"), "version": VERSION})
+            elif handler is Zsched._stub:
+                self._stub(head, fds, client, tail)
+            else:
+                handler(self, head, fds, client)
+        except OSError:
+            if client in self.clients:
+                self._drop(client)
+
+    # -- the verbs ------------------------------------------------------------------------------------------
+
+    def _hello(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        packets.close_all(fds)
+        head = {
+            "version": VERSION,
+            "generation": self.generation,
+            "pid": self.init_pid,
+            "exit": self.exit,
+            "committed": self.committed,
+            "fds": list(self.held),
+        }
+        packets.send(client, head, self.held.values())
+
+    def _attach(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        packets.close_all(fds)
+        self.attached = client
+        ring, self.ring = bytes(self.ring), bytearray()
+        packets.send(client, {"attached": True, "generation": self.generation}, tail=ring)
+        if self.exit is not None:
+            self._tell_exit()
+
+    def _console(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        self.held["master"], self.held["slave"] = fds
+        os.set_blocking(self.held["master"], False)
+        packets.send(client, {"ok": True})
+
+    def _stub(self, head: dict[str, Any], fds: list[int], client: socket.socket, tail: bytes) -> None:
+        """Relay to process 1.  Its channel closes on exec: end of file without an answer is a successful boot."""
+        try:
+            packets.send(self.stub, head["message"], fds, tail)
+            answer = packets.receive(self.stub)
+        except OSError as error:
+            answer = ({"stage": "channel", "errno": error.errno or 0}, [], b"")
+        packets.close_all(fds)
+        if answer is None:
+            self._reap()
+            ended = self.exit is not None
+            packets.send(client, {"stage": "exec", "errno": 0, "exit": self.exit} if ended else {"booted": True})
+            if ended:
+                self._announce_exit()
+            return
+        packets.send(client, answer[0])
+
+    def _commit(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        packets.close_all(fds)
+        self.committed = True
+        packets.send(client, {"ok": True})
+
+    def _quit(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        packets.close_all(fds)
+        if self.exit is None:
+            process.pidfd_signal(self.held["init"], signal.SIGKILL)
+        self.leaving = True
+        if client in self.clients:
+            packets.send(client, {"ok": True})
+
+    _VERBS: dict[str, Callable[..., None]] = {
+        "hello": _hello,
+        "attach": _attach,
+        "console": _console,
+        "stub": _stub,
+        "commit": _commit,
+        "quit": _quit,
+    }
+
+    # -- init and console -----------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        """Record how init ended, if it did."""
+        result = os.waitid(os.P_PID, self.init_pid, os.WEXITED | os.WNOHANG)
+        if result is not None:
+            self.exit = {"code": result.si_code, "status": result.si_status}
+
+    def _init_ended(self) -> None:
+        self._reap()
+        if self.exit is not None:
+            self._announce_exit()
+
+    def _announce_exit(self) -> None:
+        if self.attached is not None:
+            self._tell_exit()
+        elif self.committed:
+            self._start_successor()
+
+    def _tell_exit(self) -> None:
+        assert self.attached is not None
+        try:
+            packets.send(self.attached, {"event": "exit", "generation": self.generation, "exit": self.exit})
+        except OSError:
+            self._drop(self.attached)
+
+    def _drain(self) -> None:
+        try:
+            self.ring += os.read(self.held["master"], 16384)
+        except BlockingIOError:
+            return
+        del self.ring[:-RING_BYTES]
+
+    def _start_successor(self) -> None:
+        """Nobody would notice that init ended: start a supervisor that does.  A grandchild, so that nothing waits for it."""
+        if not self.successor:
+            return
+        pid = process.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                process.close_fds([])
+                process.stdio_to_null()
+                if process.fork() == 0:
+                    os.execv(self.successor[0], self.successor)
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+
+def _be_stub(channel: socket.socket) -> None:
+    """The child's side of the birth: never returns into the parent's code."""
+    try:
+        stub.run(channel)
+    finally:
+        os._exit(127)
+
+
+def main(
+    *,
+    generation: str,
+    listener: socket.socket,
+    creator: socket.socket,
+    payload_fd: int,
+    privileged: bool,
+    successor: Sequence[str],
+) -> None:
+    """Be zsched.  Called in a fresh fork; never returns.  What fails before the loop is told to the creator."""
+    status = 1
+    try:
+        os.setsid()
+        process.set_name("zsched")
+        process.set_pdeathsig(0)
+        process.set_dumpable(False)
+        process.close_fds([listener.fileno(), creator.fileno(), payload_fd])
+        process.stdio_to_null()
+        process.reset_signals()
+        os.chdir("/")
+        zsched = Zsched(generation=generation, listener=listener, creator=creator, successor=successor)
+        try:
+            zsched.give_birth(payload_fd, privileged)
+        except OSError as error:
+            packets.send(creator, {"stage": "namespaces", "errno": error.errno or 0, "text": str(error)})
+            return
+        packets.send(creator, {"born": zsched.init_pid, "version": VERSION})
+        zsched.serve()
+        status = 0
+    finally:
+        os._exit(status)
