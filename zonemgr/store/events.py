@@ -95,7 +95,6 @@ class Follower:
 
     def __init__(self, layout: Layout, *, from_start: bool = False) -> None:
         self._path = events_path(layout)
-        self._older = older_path(layout)
         self._fd = -1
         self._rest = b""
         self._open()

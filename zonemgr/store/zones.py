@@ -137,6 +137,7 @@ def _stored(layout: Layout, name: str) -> Entry:
             uid_base=None if base is None else int(base),
             brand=str(table.get("brand", "")),
             zonepath=str(table.get("zonepath", "")),
+            ip_type=str(table.get("ip_type", "exclusive")),
             idmap_marker=table.get("idmap_marker"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
