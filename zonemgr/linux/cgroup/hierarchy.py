@@ -6,6 +6,7 @@ Deliberately not here: mounting anything.  A host without a cgroup2 mount is tol
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -78,11 +79,12 @@ def join_tasks(folder: Path, pid: int) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write one kernel file in one write(2); never creates it (open(2) with O_CREAT would say EACCES, not ENOENT)."""
-    import os
-
     fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = os.fspath(path)  # write(2) knows only the fd
+        raise
     finally:
         os.close(fd)
 

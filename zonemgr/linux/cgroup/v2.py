@@ -39,7 +39,7 @@ class QuotaFile(BaseFileInterface):  # type: ignore[misc]
         return None if quota == "max" else int(quota) / int(period)
 
     def sanitize_set(self, value: float | None) -> str:
-        return "max" if value is None else f"{quota_us(value)} {PERIOD_US}"
+        return f"{'max' if value is None else quota_us(value)} {PERIOD_US}"
 
 
 def quota_us(cpus: float) -> int:

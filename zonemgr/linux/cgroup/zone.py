@@ -313,7 +313,11 @@ def _remove_tree(folder: Path) -> None:
 
 
 def _pids_below(folder: Path) -> set[int]:
-    return {pid for text in _member_files(folder) for pid in map(int, text.split()) if pid}
+    """Processes of a folder and below; a process of another pid namespace shows as 0 and is left out."""
+    try:
+        return {pid for text in _member_files(folder) for pid in map(int, text.split()) if pid}
+    except FileNotFoundError:
+        return set()
 
 
 def _member_files(folder: Path) -> Iterator[str]:

@@ -1,0 +1,393 @@
+"""Links, addresses and routes of zones, by rtnetlink.
+
+Every call opens one socket, in the right network namespace, and closes it: nothing is left to a fork.  To open a
+socket in a zone's network namespace the caller's thread enters it and comes back, so callers are single-threaded.
+
+Deliberately not here: packet filters (nftables), and deciding which zone gets which address.
+pyroute2 is imported by the first call (some 250 ms and 20 MB): only short-lived workers may call these functions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from zonemgr.errors import PlatformError
+from zonemgr.linux import namespaces
+
+NAME_MAXIMUM = 15
+ALTNAME_MAXIMUM = 127
+
+# Our addresses are the operator's word: usable at once, without a second of duplicate address detection.
+_IFA_F_NODAD = 0x02
+
+
+def host_link_name(zonename: str, index: int, suffix: str = "") -> str:
+    """The host side's name of a zone's automatic link: ``vb-``, a readable prefix, and a hash that tells it apart."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{suffix}/{zonename}/{index}".encode()).hexdigest()
+    return f"vb-{re.sub(r'[^A-Za-z0-9]', '', zonename)[:6]}{digest[:6]}"[:NAME_MAXIMUM]
+
+
+# -- what is there -----------------------------------------------------------------------------------------
+
+
+def link_exists(name: str, netns_fd: int | None = None) -> bool:
+    """Is there a link of this name (or alternative name) in this, or that, network namespace?"""
+    with _rtnl(netns_fd) as rtnl:
+        return _find(rtnl, name) is not None
+
+
+def bridge_exists(name: str) -> bool:
+    """Is there a link of this name, and is it a bridge?"""
+    with _rtnl() as rtnl:
+        link = _find(rtnl, name)
+        return link is not None and _kind(link) == "bridge"
+
+
+def addresses_in_use() -> dict[str, str]:
+    """Every address of this network namespace, with the name of its link."""
+    with _rtnl() as rtnl:
+        return _addresses(rtnl)
+
+
+# -- the host's side ---------------------------------------------------------------------------------------
+
+
+def ensure_bridge(name: str, addresses: Iterable[str]) -> bool:
+    """Make the bridge unless it exists, up and with these addresses (``10.91.0.1/24``).  True: it was made now.
+
+    The caller holds the host lock.  A half-made bridge of a killed caller is completed.
+    """
+    with _rtnl() as rtnl:
+        link = _find(rtnl, name)
+        if link is not None and _kind(link) != "bridge":
+            raise PlatformError("link '{name}' exists and is not a bridge", name=name)
+        if link is None:
+            # An address of its own: else a bridge takes its lowest port's, and changes it as zones come and go.
+            with _explained("cannot create the bridge '{name}'", name=name):
+                rtnl.link("add", ifname=name, kind="bridge", address=_random_mac(), br_stp_state=0)
+        index = _index(rtnl, name)
+        present = _addresses(rtnl)
+        for address in map(_interface, addresses):
+            owner = present.get(str(address.ip))
+            if owner is None:
+                _add_address(rtnl, index, name, address)
+            elif owner != name:
+                raise PlatformError(
+                    "cannot give {address} to the bridge '{name}': it is already in use by link '{owner}' of this host",
+                    address=address,
+                    name=name,
+                    owner=owner,
+                )
+        with _explained("cannot bring up the bridge '{name}'", name=name):
+            rtnl.link("set", index=index, state="up")
+        return link is None
+
+
+def make_veth(
+    host_name: str,
+    zone_name: str,
+    *,
+    netns_fd: int,
+    bridge: str | None = None,
+    mtu: int | None = None,
+    mac: str | None = None,
+    altname: str | None = None,
+) -> None:
+    """Make a pair of links: ``host_name`` here, up, on the bridge; ``zone_name`` in the other network namespace.
+
+    All or nothing.  ``mac`` is the zone's side's; ``altname`` (at most 127 characters) is the host's side's.
+    """
+    if len(host_name.encode()) > NAME_MAXIMUM or len(zone_name.encode()) > NAME_MAXIMUM:
+        raise PlatformError("'{name}' is too long for a link's name", name=max(host_name, zone_name, key=len))
+    with _rtnl() as rtnl:
+        here: dict[str, Any] = {"ifname": host_name, "kind": "veth", "state": "up"}
+        there: dict[str, Any] = {"ifname": zone_name, "net_ns_fd": netns_fd}
+        if bridge is not None:
+            here["master"] = _bridge_index(rtnl, bridge)
+        if mtu is not None:
+            here["mtu"] = there["mtu"] = mtu
+        if mac is not None:
+            there["address"] = mac
+        if _find(rtnl, host_name) is not None:
+            raise PlatformError("cannot create link '{name}': a link of that name exists", name=host_name)
+        with _explained(
+            "cannot create link '{name}' and '{peer}' in the zone", name=host_name, peer=zone_name
+        ):
+            rtnl.link("add", **here, peer=there)
+        if altname is not None:
+            _add_altname(rtnl, host_name, altname)
+
+
+def delete_link(name: str, netns_fd: int | None = None) -> bool:
+    """Delete a link, and so its peer.  Some 20-30 ms: the kernel waits.  False: there was none."""
+    with _rtnl(netns_fd) as rtnl:
+        link = _find(rtnl, name)
+        if link is None:
+            return False
+        try:
+            with _explained("cannot delete link '{name}'", name=name):
+                rtnl.link("del", index=link["index"])
+        except PlatformError as error:
+            if _code(error) != errno.ENODEV:
+                raise
+            return False  # its other end was deleted meanwhile
+        return True
+
+
+def add_address(link: str, address: str) -> None:
+    """Give one more address (``192.0.2.7/24``) to a link of this network namespace; it must be in use nowhere here."""
+    with _rtnl() as rtnl:
+        index, interface = _index(rtnl, link), _interface(address)
+        owner = _addresses(rtnl).get(str(interface.ip))
+        if owner is not None:
+            raise PlatformError(
+                "address {address} is already in use by link '{owner}' of this host",
+                address=address,
+                owner=owner,
+            )
+        _add_address(rtnl, index, link, interface)
+
+
+def remove_address(link: str, address: str) -> bool:
+    """Take an address from a link.  False: the link does not have it."""
+    with _rtnl() as rtnl:
+        interface, found = _interface(address), _find(rtnl, link)
+        if found is None or _addresses(rtnl).get(str(interface.ip)) != link:
+            return False
+        with _explained("cannot remove the address {address} from link '{link}'", address=address, link=link):
+            rtnl.addr(
+                "del", index=found["index"], address=str(interface.ip), prefixlen=interface.network.prefixlen
+            )
+        return True
+
+
+# -- moving a link -----------------------------------------------------------------------------------------
+
+
+def move_link(name: str, netns_fd: int) -> int:
+    """Move an existing link into a zone's network namespace.  Returns its index there: the zone may rename it."""
+    with _rtnl() as rtnl:
+        link = _find(rtnl, name)
+        if link is None:
+            raise PlatformError("link '{name}' does not exist on this host", name=name)
+        with _explained("cannot move link '{name}' into the zone", name=name):
+            rtnl.link("set", index=link["index"], net_ns_fd=netns_fd)
+    with _rtnl(netns_fd) as rtnl:
+        return _index(rtnl, name)
+
+
+def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | None = None) -> None:
+    """Move a link back out of the zone, under its own name, and see it there.  ``index``: what move_link returned.
+
+    Idempotent: a link that is home already is left alone.
+    """
+    with _rtnl(netns_fd) as rtnl:
+        link = _by_index(rtnl, index) if index is not None else _find(rtnl, name)
+        if link is not None:
+            with _explained("cannot move link '{name}' back from the zone", name=name):
+                # A link that is up cannot be renamed on every kernel, and the zone may have renamed it.
+                rtnl.link("set", index=link["index"], state="down")
+                rtnl.link("set", index=link["index"], ifname=name, net_ns_fd=home_netns_fd)
+    with _rtnl(home_netns_fd) as rtnl:
+        if _find(rtnl, name) is None:
+            raise PlatformError("link '{name}' did not come back from the zone", name=name)
+
+
+# -- the zone's side ---------------------------------------------------------------------------------------
+
+
+def loopback_up(netns_fd: int) -> None:
+    """Bring up ``lo``; the kernel then gives it 127.0.0.1 and ::1."""
+    with _rtnl(netns_fd) as rtnl, _explained("cannot bring up the zone's loopback"):
+        rtnl.link("set", index=1, state="up")
+
+
+def configure(
+    netns_fd: int,
+    link: str,
+    *,
+    addresses: Iterable[str] = (),
+    routers: Iterable[str] = (),
+    up: bool = True,
+    mtu: int | None = None,
+    mac: str | None = None,
+) -> None:
+    """Set the addresses and default routes (IPv4 and IPv6 alike) of a link in a network namespace, and bring it up."""
+    with _rtnl(netns_fd) as rtnl:
+        index = _index(rtnl, link)
+        settings: dict[str, Any] = {"mtu": mtu, "address": mac, "state": "up" if up else None}
+        for address in addresses:
+            _add_address(rtnl, index, link, _interface(address))
+        if changes := {key: value for key, value in settings.items() if value is not None}:
+            with _explained("cannot bring up link '{link}'", link=link):
+                rtnl.link("set", index=index, **changes)
+        for router in routers:
+            _add_default_route(rtnl, index, link, router)
+
+
+def _add_default_route(rtnl: Any, index: int, link: str, router: str) -> None:
+    import ipaddress
+
+    try:
+        gateway = ipaddress.ip_address(router)
+    except ValueError:
+        raise PlatformError("'{router}' is not an address", router=router) from None
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    hints = {errno.ENETUNREACH: "no address of the link is in the router's network"}
+    with _explained("cannot route through {router} on link '{link}'", hints, router=router, link=link):
+        rtnl.route("add", family=family, dst="default", gateway=str(gateway), oif=index)
+
+
+# -- one socket per call -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _rtnl(netns_fd: int | None = None) -> Iterator[Any]:
+    """A pyroute2 socket of this network namespace, or of another one."""
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+
+    # The kernel's own words (extended acknowledgements) come with every refusal.
+    with IPRoute(fileno=_socket_in(netns_fd).detach(), ext_ack=True) as rtnl:
+        yield rtnl
+
+
+def _socket_in(netns_fd: int | None) -> socket.socket:
+    if netns_fd is None:
+        return _socket()
+    home_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespaces.setns(netns_fd, namespaces.NEWNET)
+        try:
+            return _socket()
+        finally:
+            namespaces.setns(home_fd, namespaces.NEWNET)
+    finally:
+        os.close(home_fd)
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+
+
+@contextmanager
+def _explained(form: str, hints: Mapping[int, str] | None = None, /, **arguments: object) -> Iterator[None]:
+    """Turn the kernel's refusal into the operator's words: what was tried, why not, and a hint where one is known."""
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except NetlinkError as error:
+        why, detail = os.strerror(error.code), str(error.args[1])
+        if detail != why:
+            why = f"{why}: {detail.rstrip('.')}"
+        if hint := (hints or {}).get(error.code):
+            why = f"{why} ({hint})"
+        raise PlatformError(form + ": {why}", **arguments, why=why) from error
+
+
+def _code(error: PlatformError) -> int | None:
+    return getattr(error.__cause__, "code", None)
+
+
+def _find(rtnl: Any, name: str) -> Any:
+    """The link of that name or alternative name, or None."""
+    indexes = rtnl.link_lookup(ifname=name) if len(name.encode()) <= NAME_MAXIMUM else ()
+    indexes = indexes or rtnl.link_lookup(altname=name)
+    return _by_index(rtnl, indexes[0]) if indexes else None
+
+
+def _by_index(rtnl: Any, index: int) -> Any:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return rtnl.get_links(index)[0]
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+
+
+def _index(rtnl: Any, name: str) -> int:
+    indexes = rtnl.link_lookup(ifname=name)
+    if not indexes:
+        raise PlatformError("link '{name}' does not exist", name=name)
+    return int(indexes[0])
+
+
+def _bridge_index(rtnl: Any, name: str) -> int:
+    link = _find(rtnl, name)
+    if link is None:
+        raise PlatformError(
+            "bridge '{name}' does not exist (create it on the host, or name another in the zone's net resource)",
+            name=name,
+        )
+    if _kind(link) != "bridge":
+        raise PlatformError("link '{name}' is not a bridge", name=name)
+    return int(link["index"])
+
+
+def _kind(link: Any) -> str | None:
+    information = link.get_attr("IFLA_LINKINFO")
+    return information.get_attr("IFLA_INFO_KIND") if information else None
+
+
+def _addresses(rtnl: Any) -> dict[str, str]:
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in rtnl.get_links()}
+    return {
+        # IFA_LOCAL is the own end where a link has a peer address; IPv6 has only IFA_ADDRESS without one.
+        (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")): names.get(message["index"], "")
+        for message in rtnl.get_addr()
+    }
+
+
+def _add_address(rtnl: Any, index: int, link: str, address: Any) -> None:
+    hints = {
+        errno.EACCES: "IPv6 is disabled on this link",
+        errno.EPERM: "IPv6 is disabled on this link",
+        errno.EEXIST: "the link has this address already",
+    }
+    with _explained("cannot set the address {address} on link '{link}'", hints, address=address, link=link):
+        rtnl.addr(
+            "add",
+            index=index,
+            address=str(address.ip),
+            prefixlen=address.network.prefixlen,
+            **({"flags": _IFA_F_NODAD} if address.version == 6 else {}),
+        )
+
+
+def _add_altname(rtnl: Any, name: str, altname: str) -> None:
+    index = _index(rtnl, name)
+    hints = {errno.EEXIST: "another link of this host has that name"}
+    try:
+        with _explained(
+            "cannot name link '{name}' also '{altname}'", hints, name=name, altname=altname[:ALTNAME_MAXIMUM]
+        ):
+            rtnl.link("property_add", index=index, altname=altname[:ALTNAME_MAXIMUM])
+    except PlatformError:
+        rtnl.link("del", index=index)
+        raise
+
+
+def _interface(address: str) -> Any:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_interface(address)
+    except ValueError:
+        raise PlatformError("'{address}' is not an address", address=address) from None
+
+
+def _random_mac() -> str:
+    """A unicast address of the locally administered range."""
+    octets = bytearray(os.urandom(6))
+    octets[0] = (octets[0] & 0xFC) | 0x02
+    return octets.hex(":")
