@@ -272,7 +272,8 @@ def _make(folder: Path) -> None:
     try:
         os.mkdir(folder, 0o755)
     except FileExistsError:
-        if not folder.is_dir():  # each control group has kernel files of its own, such as v1's "tasks"
+        # Each control group has kernel files of its own, such as v1's "tasks".  (A folder may be gone again by now.)
+        if folder.is_file():
             raise PlatformError("'{name}' cannot be the name of a control group", name=folder.name) from None
     except OSError as error:
         raise _cannot("create", folder, error) from error
