@@ -179,8 +179,7 @@ def capabilities(
 ) -> Privileges:
     """Evaluate ``limitpriv`` against the brand's sets (reference, 3.1 and 7.5).  Raises ConfigError.
 
-    An empty ``limitpriv`` is the default set.  Removing a privilege wins over an addition that names the same
-    capability by another word before it; later words win over earlier ones.
+    An empty ``limitpriv`` is the default set; later words win over earlier ones.
     """
     granted = set(expand(default))
     ignored: list[str] = []

@@ -76,6 +76,8 @@ def _scan(text: str) -> dict[KeyPath, int]:
         if statement.startswith("["):
             prefix = _enter(statement, counts)
             index.setdefault(prefix, start + 1)
+            if isinstance(prefix[-1], int):
+                index.setdefault(prefix[:-1], start + 1)
             continue
         value = _complete(lines, start)
         number = start + value[1]
