@@ -45,7 +45,9 @@ class Session:
         """Something for the operator's eyes."""
         about = f"zone '{zonename}': " if zonename else ""
         for line in printable(text).splitlines() or [""]:
-            print(f"{self.program}: {about}{line}", file=sys.stderr, flush=True)
+            # In one piece: zones that boot side by side share the terminal.
+            sys.stderr.write(f"{self.program}: {about}{line}\n")
+        sys.stderr.flush()
 
     def note(self, text: str, zonename: str | None = None) -> None:
         """A message that ``-q`` silences."""

@@ -66,9 +66,9 @@ def _connect(connection: socket.socket, path: str) -> None:
 class Client:
     """A connection to a varlink server.  A context manager."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Connect; OSError when nobody listens there."""
-        self._connection = connect(path)
+    def __init__(self, at: str | os.PathLike[str] | socket.socket) -> None:
+        """Connect to a path (OSError when nobody listens there), or take over a connection."""
+        self._connection = at if isinstance(at, socket.socket) else connect(at)
         self._splitter = Splitter(REPLY_MAX)
         self._frames: list[bytes] = []
 

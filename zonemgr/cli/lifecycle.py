@@ -1,0 +1,346 @@
+"""The verbs that a zone's supervisor performs: ready, boot, reboot, halt, shutdown, mount, unmount.
+
+Several zones are asked side by side.  The checks made here are a courtesy; the supervisor decides.  An interrupted
+verb lets go of the supervisor, which finishes what it was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import click
+
+from zonemgr.cli.main import TailCommand, tail
+from zonemgr.cli.output import Session
+from zonemgr.errors import Exit, InternalError, PlatformError, StateError, UsageError, ZoneError
+from zonemgr.model.grid import client_check, name_check
+from zonemgr.model.states import BOOTARGS_MAX, State
+from zonemgr.store.paths import Layout
+from zonemgr.wire import varlink
+from zonemgr.wire.client import RemoteError
+
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of one zone: the verb as messages name it, and the call.  ``then`` follows when it worked."""
+
+    verb: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    then: Request | None = None
+
+    @property
+    def force(self) -> bool:
+        return bool(self.parameters.get("force"))
+
+
+# What -a means: the zones in a state which the verb is for.
+ALL: Final[Mapping[str, frozenset[State]]] = {
+    "ready": frozenset({State.INSTALLED}),
+    "boot": frozenset({State.INSTALLED, State.READY}),
+    "reboot": frozenset({State.RUNNING}),
+    "halt": frozenset({State.READY, State.RUNNING, State.SHUTTING_DOWN, State.DOWN}),
+    "shutdown": frozenset({State.RUNNING}),
+    "mount": frozenset({State.INSTALLED}),
+    "unmount": frozenset({State.MOUNTED}),
+}
+
+
+class Conversation:
+    """One zone's part of a verb: what its supervisor said, and how it ended."""
+
+    def __init__(self, session: Session, zonename: str) -> None:
+        self.session = session
+        self.zonename = zonename
+        self.messages: list[str] = []
+        self.note: str | None = None
+        self.asked = False
+        self.exit_code: int | None = None  # None: under way
+
+    def hear(self, text: str) -> None:
+        """A line from the supervisor; with ``-q`` it is kept until something fails."""
+        self.messages.append(text)
+        if not self.session.quiet:
+            self.session.message(text, self.zonename)
+
+    def hear_reply(self, reply: Mapping[str, Any]) -> None:
+        if reply.get("message"):
+            self.hear(str(reply["message"]))
+
+    def catch_up(self, messages: Sequence[str]) -> None:
+        """The last reply repeats everything: hear what was lost because we read too slowly."""
+        unheard = list(self.messages)
+        for text in messages:
+            if text in unheard:
+                unheard.remove(text)
+            else:
+                self.hear(text)
+
+    def finish(self, note: str | None) -> None:
+        self.note = note
+        if note:
+            self.session.note(note, self.zonename)
+
+    def fail(self, error: ZoneError) -> None:
+        if self.session.quiet:
+            for text in self.messages:
+                self.session.message(text, self.zonename)
+        self.messages += error.text.splitlines()
+        if error.text:
+            self.session.report(error, self.zonename)
+        self.exit_code = int(error.exit_code)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "zonename": self.zonename,
+            "ok": self.exit_code == Exit.OK,
+            "note": self.note,
+            "messages": self.messages,
+        }
+
+
+class _SupervisorRefused(ZoneError):
+    """The supervisor said no; its texts have been heard."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = Exit.INTERNAL if exit_code == Exit.INTERNAL else Exit.ERROR
+
+
+def require_root(verb: str) -> None:
+    """Raises StateError for everybody but root."""
+    if os.geteuid() != 0:
+        raise StateError("only a privileged user may {verb} a zone.", verb=verb)
+
+
+def language() -> str | None:
+    """The caller's language, as the supervisor wants it."""
+    return next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), None)
+
+
+def converse(layout: Layout, talk: Conversation, request: Request) -> None:
+    """One request to the supervisor, after the courtesy checks.  Raises ZoneError."""
+    from zonemgr.store.observe import observe
+
+    zonename = talk.zonename
+    name_check(request.verb, zonename)
+    seen = observe(layout, zonename)
+    client_check(request.verb, seen.state if seen.state.active else None, seen.state, request.force)
+    talk.finish(_ask(layout, talk, request))
+
+
+def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
+    from zonemgr.wire.start import call
+
+    def asked() -> None:
+        talk.asked = True
+
+    heard = len(talk.messages)
+    try:
+        reply = call(
+            layout,
+            talk.zonename,
+            f"{varlink.ZONE}.{request.method}",
+            {**request.parameters, "locale": language()},
+            say=talk.hear,
+            on_asked=asked,
+            on_reply=talk.hear_reply,
+        )
+    except RemoteError as error:
+        raise _explained(talk, request, error) from error
+    talk.catch_up([*talk.messages[:heard], *(reply.get("messages") or ())])
+    return reply.get("note")
+
+
+def _explained(talk: Conversation, request: Request, error: RemoteError) -> ZoneError:
+    """What a varlink error means to the operator."""
+    if error.name == varlink.REFUSED:
+        talk.catch_up(error.parameters.get("messages") or ())
+        return _SupervisorRefused(int(error.parameters.get("code", 1)))
+    if error.name == varlink.PERMISSION_DENIED:
+        return StateError("only a privileged user may {verb} a zone.", verb=request.verb)
+    return PlatformError(
+        "the supervisor does not understand {method}: {name} {details}",
+        method=request.method,
+        name=error.name,
+        details=dict(error.parameters) or "",
+    )
+
+
+def perform(session: Session, zonename: str, request: Request) -> Conversation:
+    """All of a verb for one zone; reports what fails."""
+    talk = Conversation(session, zonename)
+    _perform(talk, request)
+    return talk
+
+
+def _perform(talk: Conversation, request: Request | None) -> None:
+    try:
+        while request is not None:
+            converse(talk.session.layout, talk, request)
+            request = request.then
+        talk.exit_code = Exit.OK
+    except ZoneError as error:
+        talk.fail(error)
+    except OSError as error:
+        talk.fail(PlatformError("{what}: {why}", what=error.filename or "cannot ask", why=error.strerror))
+    except Exception as error:  # noqa: BLE001 - one zone's mishap must not hide what became of the others
+        internal = InternalError("internal error: this is a bug of zonemgr")
+        internal.__cause__ = error
+        talk.fail(internal)
+
+
+def run(session: Session, zonenames: Sequence[str], request: Request) -> int:
+    """Ask all zones side by side; the exit status."""
+    require_root(request.verb)
+    talks = [Conversation(session, zonename) for zonename in dict.fromkeys(zonenames)]
+    try:
+        _run([partial(_perform, talk, request) for talk in talks])
+    except KeyboardInterrupt:
+        _let_go(session, talks, request)
+        return INTERRUPTED
+    if session.json:
+        session.emit([talk.to_json() for talk in talks])
+    return max((talk.exit_code or 0 for talk in talks), default=0)
+
+
+def _run(jobs: Sequence[Callable[[], None]]) -> None:
+    if len(jobs) == 1:
+        jobs[0]()
+        return
+    import threading  # 5 ms that a single zone need not pay
+
+    threads = [threading.Thread(target=job, daemon=True) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _let_go(session: Session, talks: Sequence[Conversation], request: Request) -> None:
+    for talk in talks:
+        if talk.exit_code is None:
+            text = f"interrupted: the {request.verb} goes on" if talk.asked else "interrupted before anything was asked"
+            if talk.asked and request.verb in ("ready", "boot"):
+                text += f" ({session.program} halt {talk.zonename} cancels it)"
+            session.message(text, talk.zonename)
+
+
+def selected(session: Session, verb: str, zonenames: Sequence[str], everything: bool) -> Sequence[str]:
+    """The zones a verb is for.  Raises UsageError."""
+    if everything == bool(zonenames):
+        raise UsageError("give either zone names or -a" if everything else "no zone specified")
+    if not everything:
+        return zonenames
+    from zonemgr.store.observe import all_zones
+
+    found = [seen.zonename for seen in all_zones(session.layout) if seen.state in ALL[verb]]
+    if not found:
+        session.note(f"there is no zone to {verb}")
+    return found
+
+
+def boot_arguments(words: Sequence[str] | None) -> str | None:
+    """The words after ``--`` as one string, None when there was no ``--``.  Raises UsageError, ZoneError."""
+    if words is None:
+        return None
+    text = " ".join(words)
+    if len(text) > BOOTARGS_MAX:
+        raise ZoneError("Boot argument list too long")
+    return text
+
+
+def _no_tail(verb: str) -> None:
+    if tail() is not None:
+        raise UsageError("{verb} takes no arguments after --", verb=verb)
+
+
+_names = click.argument("names", metavar="NAME...", nargs=-1)
+_all = click.option("-a", "--all", "everything", is_flag=True, help="All zones in a state for it.")
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.pass_obj
+def ready(session: Session, names: tuple[str, ...], everything: bool) -> int:
+    """Make the virtual platform of zones (file systems, network, limits) without starting a process."""
+    _no_tail("ready")
+    return run(session, selected(session, "ready", names, everything), Request("ready", "Ready"))
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.option("-f", "--force", is_flag=True, help="Also boot a zone whose installation is incomplete.")
+@click.pass_obj
+def boot(session: Session, names: tuple[str, ...], everything: bool, force: bool) -> int:
+    """Start zones.  Words after -- are boot arguments: -m OPTION, -i INIT, -s, and what init understands."""
+    request = Request("boot", "Boot", {"args": boot_arguments(tail()), "force": force or None})
+    return run(session, selected(session, "boot", names, everything), request)
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.pass_obj
+def reboot(session: Session, names: tuple[str, ...], everything: bool) -> int:
+    """Halt zones and boot them again, without asking their processes (shutdown -r asks)."""
+    request = Request("reboot", "Reboot", {"args": boot_arguments(tail())})
+    return run(session, selected(session, "reboot", names, everything), request)
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.pass_obj
+def halt(session: Session, names: tuple[str, ...], everything: bool) -> int:
+    """Stop everything in zones at once and take their platforms down.  Cancels a boot that is under way."""
+    _no_tail("halt")
+    return run(session, selected(session, "halt", names, everything), Request("halt", "Halt"))
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.option("-r", "--reboot", "again", is_flag=True, help="Boot again afterwards; boot arguments after --.")
+@click.option("-t", "--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="How long to wait.")
+@click.pass_obj
+def shutdown(
+    session: Session, names: tuple[str, ...], everything: bool, again: bool, timeout: int | None
+) -> int:
+    """Ask zones to shut themselves down, and wait for them.  A zone that does not is left running."""
+    if not again:
+        _no_tail("shutdown without -r")
+    then = Request("boot", "Boot", {"args": boot_arguments(tail())}) if again else None
+    request = Request("shutdown", "Shutdown", {"timeout": timeout}, then)
+    return run(session, selected(session, "shutdown", names, everything), request)
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.option("-f", "--force", is_flag=True, help="Also a zone whose installation is incomplete.")
+@click.option("-u", "--update", is_flag=True, help="Open the root itself for changes, not a scratch zone beside it.")
+@click.pass_obj
+def mount(session: Session, names: tuple[str, ...], everything: bool, force: bool, update: bool) -> int:
+    """Open the roots of zones for maintenance: no network, no limits, no init; login works."""
+    _no_tail("mount")
+    request = Request("mount", "Mount", {"update": update or None, "force": force or None})
+    return run(session, selected(session, "mount", names, everything), request)
+
+
+@click.command(cls=TailCommand)
+@_names
+@_all
+@click.pass_obj
+def unmount(session: Session, names: tuple[str, ...], everything: bool) -> int:
+    """End the maintenance of zones that were mounted."""
+    _no_tail("unmount")
+    return run(session, selected(session, "unmount", names, everything), Request("unmount", "Unmount"))

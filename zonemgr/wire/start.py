@@ -1,0 +1,217 @@
+"""Calls to a zone's supervisor, which is started when there is none (reference, section 4.1).
+
+The supervisor is a program of its own.  It says that it is ready, or why it is not, in JSON lines on a pipe: any number
+of ``{"message": text}``, then ``{"ready": true}``; end of file without that means that it gave up.  A supervisor that
+finds another one serving gives up without a word and with status 0, and the other one is asked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import zonemgr
+from zonemgr.errors import PlatformError, StateError, ZoneError
+from zonemgr.store.files import make_directory
+from zonemgr.store.locks import FileLock
+from zonemgr.store.paths import Layout
+from zonemgr.wire.client import Client, EmptyReply, connect
+from zonemgr.wire.varlink import Message
+
+START_S: Final = 60.0  # for a supervisor to become ready, recovery of what it finds included
+PATIENCE_S: Final = 90.0  # for finding a supervisor that answers, starts included
+BACKOFF_S: Final = 0.05  # between two starts that found a supervisor in its last moments
+LINE_MAX: Final = 64 * 1024
+TRANSITION_VARIABLE: Final = "ZONEMGR_IN_TRANSITION"
+
+Say = Callable[[str], None]
+
+_BOOTSTRAP: Final = "import runpy,sys;sys.path.insert(0,sys.argv.pop(1));runpy.run_module({!r},{{}},'__main__',True)"
+
+
+def program(module: str, *arguments: str) -> list[str]:
+    """The words that run one of our programs in an interpreter that ignores the caller's environment and folder."""
+    home = Path(zonemgr.__file__).resolve().parent.parent
+    if home.name in ("site-packages", "dist-packages"):
+        return [sys.executable, "-I", "-m", module, *arguments]
+    return [sys.executable, "-I", "-c", _BOOTSTRAP.format(module), str(home), *arguments]  # a checkout
+
+
+def environment() -> dict[str, str]:
+    """What a supervisor inherits: nothing of the caller's but the language and our own switches."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("LANG", "LANGUAGE") or name.startswith(("LC_", "ZONEMGR_"))
+    }
+    kept.pop(TRANSITION_VARIABLE, None)
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **kept}
+
+
+def door(layout: Layout, zonename: str) -> Path:
+    """The zone's door."""
+    return layout.zone_run(zonename) / "door"
+
+
+def call(
+    layout: Layout,
+    zonename: str,
+    method: str,
+    parameters: Mapping[str, Any],
+    *,
+    say: Say,
+    on_asked: Callable[[], None] = lambda: None,
+    on_reply: Callable[[Message], None] | None = None,
+) -> Message:
+    """Ask the zone's supervisor, starting it when there is none; the last reply's parameters.
+
+    ``say`` gets what a starting supervisor tells; ``on_asked`` is called once the request has been sent, after which
+    the supervisor goes on whatever becomes of us; ``on_reply`` gets the replies before the last.
+    Raises RemoteError, ZoneError.
+    """
+    refuse_from_within(zonename)
+    for connection in _connections(layout, zonename, "door", say):
+        with Client(connection) as client:
+            on_asked()
+            try:
+                return client.call(method, parameters, more=on_reply is not None, on_reply=on_reply)
+            except EmptyReply:
+                continue  # it was about to leave
+    raise ZoneError("no supervisor of the zone stays long enough to answer")
+
+
+def refuse_from_within(zonename: str) -> None:
+    """A hook that commands its own zone would wait for itself.  Raises StateError."""
+    if os.environ.get(TRANSITION_VARIABLE) == zonename:
+        raise StateError("a hook cannot command the zone whose transition it is part of")
+
+
+def connected(layout: Layout, zonename: str, name: str, say: Say) -> socket.socket:
+    """A connection to one of the supervisor's sockets by its name ("console"); it is started when there is none."""
+    refuse_from_within(zonename)
+    for connection in _connections(layout, zonename, name, say):
+        return connection
+    raise ZoneError("no supervisor of the zone stays long enough to answer")
+
+
+def _connections(layout: Layout, zonename: str, name: str, say: Say) -> Iterator[socket.socket]:
+    """Connections to successive supervisors, until patience ends; the caller closes them."""
+    path = layout.zone_run(zonename) / name
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        connection = _try(path)
+        if connection is not None:
+            yield connection
+        elif not start(layout, zonename, say):
+            time.sleep(BACKOFF_S)
+
+
+def _try(path: Path) -> socket.socket | None:
+    try:
+        return connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except OSError as error:
+        raise PlatformError("cannot reach the supervisor: {why}", why=error.strerror) from error
+
+
+def _serves(layout: Layout, zonename: str) -> bool:
+    connection = _try(door(layout, zonename))
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
+def start(layout: Layout, zonename: str, say: Say) -> bool:
+    """Start the zone's supervisor.  False when it left without a word: another one serves, or is about to leave.
+
+    Raises PlatformError "could not start the supervisor" when it failed; ``say`` has got the reasons.
+    """
+    folder = layout.zone_run(zonename)
+    make_directory(folder, 0o700)
+    busy = "another process has been starting the zone's supervisor for too long"
+    with FileLock(folder / "start.lock", busy=busy, deadline_s=START_S + 5):
+        # Somebody may have been faster, before us or (one started by other means) while ours was starting.
+        return _serves(layout, zonename) or _start(layout, zonename, say) or _serves(layout, zonename)
+
+
+def _start(layout: Layout, zonename: str, say: Say) -> bool:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    try:
+        # Not one of 0 to 2, which the child gets anew; and not close-on-exec, which dup2 onto itself would leave.
+        ready_fd = fcntl.fcntl(write_fd, fcntl.F_DUPFD_CLOEXEC, 10)
+        try:
+            pid = _spawn(layout, zonename, ready_fd)
+        finally:
+            os.close(ready_fd)
+            os.close(write_fd)
+        return _await(read_fd, pid, say)
+    finally:
+        os.close(read_fd)
+
+
+def _spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
+    child_fd = 3
+    arguments = ["serve", zonename, "--root", str(layout.root), "--ready-fd", str(child_fd)]
+    words = program("zonemgr.supervisor", *arguments)
+    # Standard error stays: what the interpreter itself says before the supervisor can speak is worth reading.
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, ready_fd, child_fd),
+    ]
+    # A session of its own at once: a Ctrl-C at the caller's terminal is not meant for it.
+    return os.posix_spawn(
+        words[0], words, environment(), file_actions=actions, setsid=True, setsigmask=(), setsigdef=_defaults()
+    )
+
+
+def _defaults() -> list[signal.Signals]:
+    """The signals that Python ignores, or a caller did (nohup): their disposition would be inherited."""
+    return [signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD]
+
+
+def _await(read_fd: int, pid: int, say: Say) -> bool:
+    said = False
+    try:
+        for line in _lines(read_fd):
+            if line.get("ready"):
+                return True
+            if "message" in line:
+                said = True
+                say(str(line["message"]))
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise PlatformError("the supervisor did not become ready within {s:.0f} s", s=START_S) from None
+    _, status = os.waitpid(pid, 0)
+    if said or status != 0:
+        raise PlatformError("could not start the supervisor")
+    return False
+
+
+def _lines(read_fd: int) -> Iterator[dict[str, Any]]:
+    """JSON lines until end of file.  Raises TimeoutError when nothing more comes in time."""
+    deadline = time.monotonic() + START_S
+    poll = select.poll()
+    poll.register(read_fd, select.POLLIN)
+    rest = b""
+    while poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+        data = os.read(read_fd, 4096)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+        if len(rest) > LINE_MAX:
+            raise PlatformError("the starting supervisor talks nonsense")
+    raise TimeoutError
