@@ -34,7 +34,18 @@ LETTERS = {
     "J": grid.REBOOT,
     "S": grid.SHUTDOWN,
 }
-COLUMNS = ["ready", "boot", "forceboot", "reboot", "halt", "note_uninstalling", "mount", "forcemount", "unmount", "shutdown"]
+COLUMNS = [
+    "ready",
+    "boot",
+    "forceboot",
+    "reboot",
+    "halt",
+    "note_uninstalling",
+    "mount",
+    "forcemount",
+    "unmount",
+    "shutdown",
+]
 ALREADY = {
     (State.INSTALLED, Command.HALT): "zone is already halted",
     (State.INSTALLED, Command.SHUTDOWN): "zone is already halted",

@@ -14,14 +14,72 @@ from zonemgr.errors import ConfigError
 from zonemgr.model.checks import Refused
 
 ALL_CAPABILITIES: Final = frozenset(
-    ["chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"]
+    [
+        "chown",
+        "dac_override",
+        "dac_read_search",
+        "fowner",
+        "fsetid",
+        "kill",
+        "setgid",
+        "setuid",
+        "setpcap",
+        "linux_immutable",
+        "net_bind_service",
+        "net_broadcast",
+        "net_admin",
+        "net_raw",
+        "ipc_lock",
+        "ipc_owner",
+        "sys_module",
+        "sys_rawio",
+        "sys_chroot",
+        "sys_ptrace",
+        "sys_pacct",
+        "sys_admin",
+        "sys_boot",
+        "sys_nice",
+        "sys_resource",
+        "sys_time",
+        "sys_tty_config",
+        "mknod",
+        "lease",
+        "audit_write",
+        "audit_control",
+        "setfcap",
+        "mac_override",
+        "mac_admin",
+        "syslog",
+        "wake_alarm",
+        "block_suspend",
+        "audit_read",
+        "perfmon",
+        "bpf",
+        "checkpoint_restore",
+    ]
 )
 
 # What reaches past the zone's namespaces, or reads or steers the host's kernel.  sys_boot stays: reboot(2) in a pid
 # namespace ends only that.  mknod stays: device nodes are refused by the user namespace and by nodev.  audit_* go
 # because systemd asks container managers to withhold them.
 WITHHELD: Final = frozenset(
-    ["sys_module", "sys_rawio", "sys_time", "mac_admin", "mac_override", "syslog", "wake_alarm", "block_suspend", "audit_control", "audit_read", "audit_write", "bpf", "perfmon", "sys_pacct", "checkpoint_restore"]
+    [
+        "sys_module",
+        "sys_rawio",
+        "sys_time",
+        "mac_admin",
+        "mac_override",
+        "syslog",
+        "wake_alarm",
+        "block_suspend",
+        "audit_control",
+        "audit_read",
+        "audit_write",
+        "bpf",
+        "perfmon",
+        "sys_pacct",
+        "checkpoint_restore",
+    ]
 )
 DEFAULT_CAPABILITIES: Final = ALL_CAPABILITIES - WITHHELD
 REQUIRED_CAPABILITIES: Final = frozenset({"setuid", "setgid", "sys_chroot", "kill"})
@@ -199,9 +257,7 @@ def _apply(granted: set[str], ignored: list[str], token: str) -> None:
     name = (token[1:] if remove else token).lower()
     found = ALL_CAPABILITIES if name == "all" else _lookup(name)
     if found is None:
-        raise ConfigError(
-            'unknown privilege "{name}" specified in the zone\'s privilege set', name=name
-        )
+        raise ConfigError('unknown privilege "{name}" specified in the zone\'s privilege set', name=name)
     if not found:
         ignored.append(token)
     elif remove:
