@@ -188,7 +188,7 @@ class Zone:
         """The configuration in a TOML table.  Raises ConfigError.
 
         ``zonename`` is the name the file's place gives the zone: the table may leave it out, but not differ.
-        ``filename`` begins every error.
+        ``filename`` begins every error, unless it is empty.
         """
         return _Reader(filename, lines).zone(table, zonename, default_zonepath)
 
@@ -223,6 +223,11 @@ class Zone:
         return rows + kinds + [f"rctl {control.name}" for control in self.rctl]
 
 
+def check_resource(kind: Resource, table: Mapping[str, Any]) -> None:
+    """Check one resource by itself, for an editor.  Raises ConfigError."""
+    _Reader("", None).resource((), kind, dict(table))
+
+
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -248,6 +253,8 @@ class _Reader:
             line = self.lines.find(path)
             path = path[:-1]
         place = "{filename}: " if line is None else "{filename}: line {line}: "
+        if not self.filename:
+            place = ""
         return ConfigError(place + form, filename=self.filename, line=line, **arguments)
 
     def zone(

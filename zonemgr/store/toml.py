@@ -6,6 +6,7 @@ Reading is on the way to every boot, so nothing heavy is imported; editing, whic
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,48 @@ def _malformed(filename: str, text: str, why: str) -> ConfigError:
     return ConfigError("{filename}: line {line}: {why}", filename=filename, line=number, why=reason or why)
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A table header or a key with its value, and the lines it takes: ``start`` up to, not including, ``end``, from 0.
+
+    ``prefix`` is the path of the table it is in (of a header: that it opens), ``keys`` the paths that it sets.
+    """
+
+    prefix: KeyPath
+    start: int
+    end: int
+    is_header: bool
+    keys: tuple[KeyPath, ...] = ()
+
+
+def statements(text: str) -> list[Statement]:
+    """The statements of a well-formed text, in order."""
+    found: list[Statement] = []
+    counts: dict[KeyPath, int] = {}
+    prefix: KeyPath = ()
+    lines = split_lines(text)
+    number = 0
+    while number < len(lines):
+        statement = lines[number].strip()
+        if not statement or statement.startswith("#"):
+            number += 1
+        elif statement.startswith("["):
+            prefix = _enter(statement, counts)
+            found.append(Statement(prefix, number, number + 1, True))
+            number += 1
+        else:
+            table, length = _complete(lines, number)
+            keys = tuple((*prefix, *key) for key in _paths(table))
+            found.append(Statement(prefix, number, number + length, False, keys))
+            number += length
+    return found
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines as TOML counts them: ``str.splitlines`` would also split at form feeds and the like."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
 class Lines:
     """Finds the line of a key.  The text is scanned only when the first error asks."""
 
@@ -56,32 +99,20 @@ class Lines:
     def find(self, path: KeyPath) -> int | None:
         """The line (from 1) on which the key at ``path`` is written, or None."""
         if self._index is None:
-            self._index = _scan(self._text)
+            self._index = _index(statements(self._text))
         return self._index.get(path)
 
 
-def _scan(text: str) -> dict[KeyPath, int]:
-    """The line of every table header and every key statement of a well-formed text."""
+def _index(found: list[Statement]) -> dict[KeyPath, int]:
     index: dict[KeyPath, int] = {}
-    counts: dict[KeyPath, int] = {}
-    prefix: KeyPath = ()
-    lines = text.splitlines()
-    number = 0
-    while number < len(lines):
-        start = number
-        statement = lines[number].strip()
-        number += 1
-        if not statement or statement.startswith("#"):
-            continue
-        if statement.startswith("["):
-            prefix = _enter(statement, counts)
-            index.setdefault(prefix, start + 1)
-            if isinstance(prefix[-1], int):
-                index.setdefault(prefix[:-1], start + 1)
-            continue
-        value = _complete(lines, start)
-        number = start + value[1]
-        _note(index, prefix, value[0], start + 1)
+    for statement in found:
+        paths = list(statement.keys)
+        if statement.is_header:
+            paths = [statement.prefix]
+            if isinstance(statement.prefix[-1], int):
+                paths.append(statement.prefix[:-1])
+        for path in paths:
+            index.setdefault(path, statement.start + 1)
     return index
 
 
@@ -126,9 +157,11 @@ def _complete(lines: list[str], start: int) -> tuple[dict[str, Any], int]:
     return {}, 1
 
 
-def _note(index: dict[KeyPath, int], prefix: KeyPath, table: dict[str, Any], line: int) -> None:
+def _paths(table: dict[str, Any]) -> list[KeyPath]:
+    """The paths of all keys in a statement's table."""
+    found: list[KeyPath] = []
     for key, value in table.items():
-        path = (*prefix, key)
-        index.setdefault(path, line)
+        found.append((key,))
         if isinstance(value, dict):
-            _note(index, path, value, line)
+            found += [(key, *path) for path in _paths(value)]
+    return found
