@@ -1,0 +1,92 @@
+"""The native brand: a sparse root.
+
+The zone runs the host's own programs from the host's /usr, read-only, and has /etc, /var, /root, /home and the rest to itself.
+Nothing is downloaded and next to nothing is copied, so an install takes a moment and the host's updates are the zone's.
+A native zone cannot install packages below /usr; what it wants to add goes to its own /usr/local, /opt or /srv.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from zonemgr.brandkit import Brand, BrandError, NotCompleted, PlatformMount, UsageError, ZoneInfo
+
+# What a host with separate /bin and /usr has as folders is shown read-only; where the host has links into /usr, the zone's
+# root gets the same links when it is installed.
+SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+INTERPRETER = Path("/usr/bin/python3")
+OLDEST_PYTHON = (3, 9)
+
+
+def _system_mounts() -> tuple[PlatformMount, ...]:
+    folders = [f"/{name}" for name in SYSTEM_FOLDERS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
+    return tuple(PlatformMount(folder, folder, options=("ro", "nodev")) for folder in ("/usr", *folders))
+
+
+class Native(Brand):
+    """See the file's docstring; README.md beside it is for administrators."""
+
+    name = "native"
+    summary = "the host's programs, read-only, with a root of its own (sparse root)"
+
+    init = "/usr/local/sbin/init"
+    shutdown_command = ("/usr/local/sbin/poweroff",)
+    scratch_mount = True
+
+    # Set-user-id programs keep their bit: inside the zone's user namespace they make root of the zone, not of the host.
+    mounts = (
+        *_system_mounts(),
+        PlatformMount("{root}/usr/local", "/usr/local", options=("nodev",)),
+        PlatformMount("{data}/init", "/usr/local/sbin/init", options=("ro", "nodev"), kind="file"),
+        PlatformMount("tmpfs", "/run", type="tmpfs", options=("nosuid", "nodev", "mode=755")),
+        PlatformMount("tmpfs", "/tmp", type="tmpfs", options=("nosuid", "nodev", "mode=1777")),
+    )
+
+    def verify(self, zone: ZoneInfo, command: str) -> None:
+        """The host has what the zone will borrow, in the shape that the zone's root expects."""
+        self._check_interpreter()
+        if not os.access(self.folder / "init", os.X_OK):
+            raise BrandError("{path} is not executable", path=self.folder / "init")
+        if not os.path.isdir("/usr/local") or os.path.islink("/usr/local"):
+            raise BrandError("/usr/local of this host is not a folder, the zone's own cannot be mounted there")
+        if zone.root.is_dir():
+            self._check_shape(zone.root)
+
+    def _check_interpreter(self) -> None:
+        if not os.access(INTERPRETER, os.X_OK):
+            raise BrandError("a native zone needs {path} on the host: its init is written in Python", path=INTERPRETER)
+        target = os.path.basename(os.path.realpath(INTERPRETER))  # python3.11: asking it would cost its start
+        version = target.removeprefix("python").split(".")
+        if len(version) == 2 and version[1].isdigit() and (3, int(version[1])) < OLDEST_PYTHON:
+            raise BrandError("{path} is {found}, a native zone needs 3.9 or newer", path=INTERPRETER, found=target)
+
+    def _check_shape(self, root: Path) -> None:
+        """A host that merged /bin into /usr after the zone was installed (or the other way) leaves it without programs."""
+        for name in SYSTEM_FOLDERS:
+            on_host, in_zone = Path("/", name), root / name
+            if on_host.is_symlink() and not in_zone.is_symlink() and in_zone.exists():
+                raise BrandError(
+                    "{path} is a folder, but /{name} of the host is a link to {target} by now: make it the same link",
+                    path=in_zone, name=name, target=os.readlink(on_host),
+                )  # fmt: skip
+
+    def install(self, zone: ZoneInfo, arguments: Sequence[str]) -> None:
+        """Make the root.  Takes no arguments."""
+        from . import skeleton  # only install needs it, and the brand is loaded for every transition
+
+        if arguments:
+            raise UsageError("brand 'native' takes no install options; usage: zonemgr install NAME")
+        if os.path.lexists(zone.root):
+            raise BrandError("{root} exists already", root=zone.root)
+        try:
+            skeleton.build(zone.root, zone.config.hostname or zone.zonename, SYSTEM_FOLDERS)
+        except OSError as error:
+            raise NotCompleted("{path}: {why}", path=error.filename or zone.root, why=error.strerror) from error
+
+    def unconfigure(self, zone: ZoneInfo) -> None:
+        """A copy of a zone is another machine: it gets an id of its own, and its services make new host keys."""
+        from . import skeleton
+
+        skeleton.new_identity(zone.root)

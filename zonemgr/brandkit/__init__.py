@@ -1,0 +1,30 @@
+"""What a brand's author imports, and nothing else of zonemgr: the base class, the data it declares, the errors it raises.
+
+The loader, the hook runner and the care of a zonepath beside this file belong to zonemgr itself.
+"""
+
+from __future__ import annotations
+
+from zonemgr.brandkit.base import BRAND_API, Brand, NotCompleted, ZoneInfo
+from zonemgr.errors import BrandError, UsageError
+from zonemgr.model.brandspec import (
+    STANDARD_DEVICES,
+    STANDARD_LINKS,
+    DeviceLink,
+    DeviceRule,
+    PlatformMount,
+)
+
+__all__ = [
+    "BRAND_API",
+    "STANDARD_DEVICES",
+    "STANDARD_LINKS",
+    "Brand",
+    "BrandError",
+    "DeviceLink",
+    "DeviceRule",
+    "NotCompleted",
+    "PlatformMount",
+    "UsageError",
+    "ZoneInfo",
+]
