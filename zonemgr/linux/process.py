@@ -1,0 +1,264 @@
+"""Processes: making them in the right place, making them harmless before they go in, and telling them apart.
+
+``clone3`` makes a child in new namespaces *and* in its cgroup in one step: moving it there later would cost a grace period of
+the kernel (10 ms).  A pid is always held as a pidfd, or as (pid, start time), which no later process can share.
+
+Deliberately not here: capabilities (``caps``), namespaces (``namespaces``), entering a zone (``enter``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+from collections.abc import Iterable
+
+from zonemgr.linux import libc
+
+CLONE_PIDFD = 0x1000
+CLONE_PARENT = 0x8000
+CLONE_INTO_CGROUP = 0x2_0000_0000
+
+_MAX_FD = 0xFFFFFFFF
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_ENOSYS = 38
+
+
+class _CloneArguments(ctypes.Structure):
+    """struct clone_args of linux/sched.h, as far as cgroup."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    ]
+
+
+# -- making and leaving -----------------------------------------------------------------------------------------
+
+
+def fork() -> int:
+    """A plain fork.  The child must leave by ``os._exit`` or an exec."""
+    return os.fork()
+
+
+def clone3(flags: int = 0, *, cgroup_fd: int | None = None, parent: bool = False) -> tuple[int, int]:
+    """A child in new namespaces (``flags``) and, with ``cgroup_fd`` (a cgroup2 folder), in that cgroup from birth.
+
+    Returns (pid, pidfd) in the parent and (0, -1) in the child.  ``parent`` makes the caller's parent the child's
+    parent.  The child must leave by ``os._exit`` or an exec.
+    """
+    pidfd = ctypes.c_int(-1)
+    arguments = _CloneArguments(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
+    if parent:
+        arguments.flags |= CLONE_PARENT
+    else:
+        arguments.exit_signal = signal.SIGCHLD
+    if cgroup_fd is not None:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup_fd
+    clone = libc.held_syscall("clone3")
+    # The hooks of os.fork, without which the child's interpreter believes that it still is the parent's threads.
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid: int = clone(ctypes.byref(arguments), ctypes.sizeof(arguments))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    code = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise libc.error("clone3", code)
+    return pid, pidfd.value
+
+
+def close_fds(keep: Iterable[int]) -> None:
+    """Close every descriptor but these: what is not exec'ed is not protected by close-on-exec."""
+    first = 0
+    for descriptor in sorted({fd for fd in keep if fd >= 0}):
+        if descriptor > first:
+            libc.call("close_range", first, descriptor - 1, 0)
+        first = descriptor + 1
+    libc.call("close_range", first, _MAX_FD, 0)
+
+
+def stdio_to_null() -> None:
+    """Put descriptors 0, 1 and 2 on /dev/null."""
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for standard in (0, 1, 2):
+        if standard == null_fd:
+            os.set_inheritable(null_fd, True)
+        else:
+            os.dup2(null_fd, standard)
+    if null_fd > 2:
+        os.close(null_fd)
+
+
+def reset_signals() -> None:
+    """Every signal to its default, none blocked.  What Python itself ignores (SIGPIPE, SIGXFSZ) included."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # reserved by the C library
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+# -- attributes of the calling process (prctl) --------------------------------------------------------------------
+
+
+def load_prctl() -> None:
+    """Load python-prctl now: a process that enters a zone's root must not import anything afterwards."""
+    import prctl  # noqa: F401 - 2-6 ms, so not at the top: `list` needs this module and no prctl
+
+
+def set_name(name: str) -> None:
+    """Set the name that ``ps`` and ``/proc/PID/comm`` show; the kernel cuts it at 15 bytes."""
+    import prctl
+
+    prctl.set_name(name[:15])
+
+
+def set_pdeathsig(number: int, parent_pid: int | None = None) -> None:
+    """Have this signal sent to us when our parent ends; 0 takes it back.
+
+    With ``parent_pid`` the parent is checked afterwards, and the signal sent by ourselves when it has gone already.
+    The kernel forgets the setting when the process changes its ids.
+    """
+    import prctl
+
+    prctl.set_pdeathsig(number)
+    if number and parent_pid is not None and os.getppid() != parent_pid:
+        os.kill(os.getpid(), number)
+
+
+def set_child_subreaper(on: bool = True) -> None:
+    """Become the parent of descendants whose own parent ends."""
+    import prctl
+
+    prctl.set_child_subreaper(on)
+
+
+def set_dumpable(on: bool) -> None:
+    """Whether others of our ids may trace us and read our /proc entries.  The kernel resets it when ids change."""
+    import prctl
+
+    prctl.set_dumpable(on)
+
+
+def set_no_new_privs() -> None:
+    """No exec of ours, or of our children, can gain privileges from now on."""
+    import prctl
+
+    prctl.set_no_new_privs(1)
+
+
+def set_keep_caps(on: bool) -> None:
+    """Keep the permitted capabilities when the ids change from root; exec takes it back."""
+    import prctl
+
+    prctl.set_keepcaps(on)
+
+
+def new_session_keyring(name: str) -> None:
+    """Join a fresh session keyring.  A kernel without keyrings has nothing to keep apart."""
+    try:
+        libc.call("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, libc.text("keyctl", name), 0, 0, 0)
+    except OSError as error:
+        if error.errno != _ENOSYS:
+            raise
+
+
+# -- other processes ----------------------------------------------------------------------------------------------
+
+
+def pidfd_open(pid: int) -> int:
+    """A handle on a process.  ProcessLookupError when there is none."""
+    return os.pidfd_open(pid)
+
+
+def pidfd_signal(pidfd: int, number: int) -> None:
+    """Send a signal; a process that has ended needs none any more."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+
+
+def wait_pidfd(pidfd: int, timeout_s: float | None = None) -> bool:
+    """Wait until the process has ended.  False when the time is up."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))))
+
+
+def exit_status(wait_status: int) -> int:
+    """What a shell would show for a status of ``os.waitpid``: the exit status, or 128 + the signal."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command (which may hold blanks and parentheses): state is the first."""
+    try:
+        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start_time(pid: int) -> int | None:
+    """When the process began, in clock ticks since the host booted; None when there is none.
+
+    Together with the pid it names one process for the whole boot of the host.
+    """
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def is_alive(pid: int, start_time: int | None) -> bool:
+    """Whether that very process is there and has not ended (a zombie has)."""
+    fields = _stat_fields(pid)
+    if not fields or fields[0] in "ZX":
+        return False
+    return start_time is None or int(fields[19]) == start_time
+
+
+def command_name(pid: int) -> str | None:
+    """The name of the process (``/proc/PID/comm``); None when there is none."""
+    try:
+        return _read(f"/proc/{pid}/comm").rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def describe_stuck(pid: int) -> str:
+    """One process for an operator who wonders why it does not end: "1234 (dd) in wait_on_page"."""
+    name = command_name(pid)
+    if name is None:
+        return f"{pid} (gone)"
+    try:
+        where = _read(f"/proc/{pid}/wchan").strip("\0 \n")
+    except OSError:
+        where = ""
+    return f"{pid} ({name})" + (f" in {where}" if where not in ("", "0") else "")
+
+
+def boot_id() -> str:
+    """What names this boot of the host: files that carry another one are of the past."""
+    return _read("/proc/sys/kernel/random/boot_id").strip()
