@@ -1,0 +1,358 @@
+"""Editing a zone's file: comments, order and layout of everything that is not changed survive.
+
+The text is edited, not regenerated.  A value is replaced in its own statement by tomlkit; tables are added and
+removed as blocks of lines, because a comment above a table belongs to that table and not to the one before it.
+A save is refused when somebody else saved in between.  Whether the result is a good configuration is asked of
+``model.zone`` before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zonemgr.errors import ConfigError, NoSuchZoneError
+from zonemgr.model import schema
+from zonemgr.model.zone import Zone
+from zonemgr.store import events, files, toml, zones
+from zonemgr.store.locks import FileLock
+from zonemgr.store.paths import Layout
+from zonemgr.store.toml import KeyPath, Statement
+
+
+class Draft:
+    """A zone's file being edited in memory.  ``save`` is the only method that writes."""
+
+    def __init__(self, layout: Layout, zonename: str, text: str, digest: str | None) -> None:
+        self.layout = layout
+        self.zonename = zonename
+        self.text = text
+        self._saved = text
+        self._digest = digest  # of the file as it was read; None: there was no file
+
+    @classmethod
+    def open(cls, layout: Layout, zonename: str) -> Draft:
+        """The zone's present file.  Raises NoSuchZoneError, and ConfigError for malformed text."""
+        zones.check_name(zonename)
+        content = files.read_bytes(layout.config(zonename))
+        if content is None:
+            raise NoSuchZoneError(zonename)
+        toml.parse(content, str(layout.config(zonename)))
+        return cls(layout, zonename, content.decode().replace("\r\n", "\n"), _digest(content))
+
+    @classmethod
+    def new(cls, layout: Layout, zonename: str, text: str = "") -> Draft:
+        """A file that is not there yet.  Raises ConfigError for a bad name or one in use."""
+        zones.check_name(zonename)
+        if zones.exists(layout, zonename):
+            raise ConfigError("Zone name already in use")
+        return cls(layout, zonename, text, None)
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to save."""
+        return self.text != self._saved or self._digest is None
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The text as plain values."""
+        return self._parsed()[0]
+
+    def _parsed(self) -> tuple[dict[str, Any], toml.Lines]:
+        return toml.parse(self.text.encode(), str(self.layout.config(self.zonename)))
+
+    def zone(self) -> Zone:
+        """The configuration that the text makes.  Raises ConfigError, whose place is that of the file to be."""
+        return zones.from_table(self.layout, self.zonename, *self._parsed())
+
+    def replace(self, text: str) -> None:
+        """Take another text instead (``create``, ``revert``)."""
+        self.text = text
+
+    def revert(self) -> None:
+        """Back to what was last read or saved."""
+        self.text = self._saved
+
+    def save(self) -> Zone:
+        """Check and write.  Raises ConfigError when the configuration is wrong or was changed by somebody else."""
+        with edit_lock(self.layout):
+            return self.save_locked()
+
+    def save_locked(self) -> Zone:
+        """``save`` for a caller who holds the ``edit_lock``."""
+        zone = self.zone()
+        check_addresses(self.layout, zone)
+        path = self._real_path()
+        self._refuse_lost_update(path)
+        files.make_directory(path.parent)
+        content = self.text.encode()
+        mode = path.stat().st_mode & 0o777 if self._digest is not None else 0o644
+        files.write_atomic(path, content, mode)
+        event = "created" if self._digest is None else "changed"
+        self._digest, self._saved = _digest(content), self.text
+        events.publish(self.layout, {"event": "config", "zone": self.zonename, "change": event})
+        return zone
+
+    def _real_path(self) -> Path:
+        """Where the content is: a link to a file kept elsewhere stays a link."""
+        return Path(os.path.realpath(self.layout.config(self.zonename)))
+
+    def _refuse_lost_update(self, path: Path) -> None:
+        content = files.read_bytes(path)
+        now = None if content is None else _digest(content)
+        if now == self._digest:
+            return
+        if self._digest is None:
+            raise ConfigError("Zone name already in use")
+        what = "deleted" if now is None else "changed"
+        raise ConfigError(
+            "somebody else has {what} the configuration meanwhile; nothing is saved (look at it, then try again)",
+            what=what,
+        )
+
+    # Edits.  A path names a table: () is the top level, ("capped-memory",) or ("fs", 0) a resource.
+
+    def set(self, path: KeyPath, key: str, value: object) -> None:
+        """Set one value; the table at ``path`` must be there."""
+        found = self._owner((*path, key))
+        if found is None:
+            self._insert(path, key, value)
+            return
+        self._rewrite(found, lambda table: _put(table, (*path, key)[len(found.prefix) :], value))
+
+    def clear(self, path: KeyPath, key: str) -> None:
+        """Remove one value, if it is there."""
+        found = self._owner((*path, key))
+        if found is None:
+            return
+        if len(found.keys) == 1 and found.keys[0] == (*path, key):
+            self._delete(found.start, found.end)
+            return
+        self._rewrite(found, lambda table: _drop(table, (*path, key)[len(found.prefix) :]))
+
+    def add(self, kind: str, values: Mapping[str, object], *, single: bool) -> None:
+        """Add a resource: a table, or one more of an array of tables, after the last of its kind."""
+        present = toml.statements(self.text)
+        inline = next((found for found in present if (kind,) in found.keys and not found.is_header), None)
+        if inline is not None and not single:
+            self._rewrite(inline, lambda table: _put(table, (kind, len(table[kind])), dict(values)))
+            return
+        block = [f"[{kind}]" if single else f"[[{kind}]]", *(_statement(key, item) for key, item in values.items())]
+        self._insert_block(present, kind, block)
+
+    def remove(self, kind: str, index: int | None) -> None:
+        """Remove a resource with the comment above it; ``index`` is None for a kind that occurs once."""
+        path: KeyPath = (kind,) if index is None else (kind, index)
+        block = [found for found in toml.statements(self.text) if found.prefix[: len(path)] == path]
+        if not block or not block[0].is_header:
+            self._remove_inline(path)
+            return
+        lines = self.text.split("\n")
+        start, end = block[0].start, block[-1].end
+        while start > 0 and lines[start - 1].lstrip().startswith("#"):
+            start -= 1
+        while start > 0 and not lines[start - 1].strip():
+            start -= 1
+        self._delete(start, end)
+
+    def _remove_inline(self, path: KeyPath) -> None:
+        """A resource written as ``capped-cpu = { ncpus = 1 }``, ``capped-cpu.ncpus = 1`` or ``fs = [{ ... }]``."""
+        for found in reversed(toml.statements(self.text)):
+            if path[:1] not in found.keys:
+                continue
+            if len(path) == 1 or len(self.table[str(path[0])]) == 1:
+                self._delete(found.start, found.end)
+            else:
+                self._rewrite(found, lambda table: _drop(table, path))
+
+    def _owner(self, path: KeyPath) -> Statement | None:
+        """The statement that sets the value at ``path``, possibly inside an inline table or array."""
+        table: Any = self.table
+        for key in path:
+            if not _has(table, key):
+                return None
+            table = table[key]
+        best: tuple[int, Statement] | None = None
+        for found in toml.statements(self.text):
+            if found.is_header:
+                continue
+            for key_path in found.keys:
+                matches = path[: len(key_path)] == key_path
+                if matches and (best is None or len(key_path) > best[0]):
+                    best = (len(key_path), found)
+        return best[1] if best else None
+
+    def _rewrite(self, found: Statement, change: Callable[[Any], None]) -> None:
+        import tomlkit  # only for edits
+
+        lines = self.text.split("\n")
+        document = tomlkit.parse("\n".join(lines[found.start : found.end]) + "\n")
+        change(document)
+        lines[found.start : found.end] = tomlkit.dumps(document).rstrip("\n").split("\n")
+        self.text = "\n".join(lines)
+
+    def _insert(self, path: KeyPath, key: str, value: object) -> None:
+        """A new key after the last of its table."""
+        present = toml.statements(self.text)
+        own = [found for found in present if found.prefix == path]
+        lines = self.text.split("\n")
+        if not own and path:
+            # The table is written inline or by dotted keys: one more value goes into the statement that has it.
+            found = next(found for found in reversed(present) if _sets(found, path))
+            self._rewrite(found, lambda table: _put(table, (*path, key)[len(found.prefix) :], value))
+            return
+        at = own[-1].end if own else _before_tables(lines, present)
+        self._put_lines(at, [_statement(key, value)], blank_after=not own and bool(present))
+
+    def _insert_block(self, present: list[Statement], kind: str, block: list[str]) -> None:
+        same = [found for found in present if found.prefix[:1] == (kind,)]
+        lines = self.text.split("\n")
+        at = same[-1].end if same else len(self.text.rstrip("\n").split("\n"))
+        if not self.text.strip():
+            self.text = "\n".join(block) + "\n"
+            return
+        self.text = "\n".join([*lines[:at], "", *block, *lines[at:]])
+        if not self.text.endswith("\n"):
+            self.text += "\n"
+
+    def _put_lines(self, at: int, new: list[str], *, blank_after: bool) -> None:
+        lines = self.text.split("\n")
+        self.text = "\n".join([*lines[:at], *new, *([""] if blank_after else []), *lines[at:]])
+        if not self.text.endswith("\n"):
+            self.text += "\n"
+
+    def _delete(self, start: int, end: int) -> None:
+        lines = self.text.split("\n")
+        kept = lines[:start] + lines[end:]
+        self.text = "\n".join(kept).lstrip("\n") if start == 0 else "\n".join(kept)
+
+
+def _sets(found: Statement, path: KeyPath) -> bool:
+    """Whether the statement writes (a part of) the table at ``path``."""
+    return not found.is_header and any(path[: len(key)] == key or key[: len(path)] == path for key in found.keys)
+
+
+def _before_tables(lines: list[str], present: list[Statement]) -> int:
+    """Where the first top-level key goes in a file that has none: above the first table and its comment."""
+    if not present:
+        return len("\n".join(lines).rstrip("\n").split("\n")) if any(line.strip() for line in lines) else 0
+    at = present[0].start
+    while at > 0 and lines[at - 1].lstrip().startswith("#"):
+        at -= 1
+    return at
+
+
+def _has(table: Any, key: str | int) -> bool:
+    if isinstance(key, int):
+        return isinstance(table, list) and key < len(table)
+    return isinstance(table, dict) and key in table
+
+
+def _put(table: Any, path: KeyPath, value: object) -> None:
+    for key in path[:-1]:
+        table = table[key]
+    if isinstance(path[-1], int):
+        table.append(value)
+    else:
+        table[path[-1]] = value
+
+
+def _drop(table: Any, path: KeyPath) -> None:
+    for key in path[:-1]:
+        table = table[key]
+    del table[path[-1]]
+
+
+def _statement(key: str, value: object) -> str:
+    import tomlkit
+
+    return tomlkit.dumps({key: value}).rstrip("\n")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def edit_lock(layout: Layout) -> FileLock:
+    """Serialises saves of all zones of an instance: an address is looked for and taken in one go."""
+    return FileLock(layout.lib / "state/.config.lock", busy="another configuration is being saved")
+
+
+def delete(layout: Layout, zonename: str) -> None:
+    """Remove the zone's file and its entry; what is below its zonepath is left alone."""
+    with edit_lock(layout):
+        if not zones.exists(layout, zonename):
+            raise NoSuchZoneError(zonename)
+        layout.config(zonename).unlink(missing_ok=True)
+        zones.forget_entry(layout, zonename)
+        events.publish(layout, {"event": "config", "zone": zonename, "change": "deleted"})
+
+
+def others(layout: Layout, zonename: str) -> Iterator[Zone]:
+    """All other zones whose configuration can be read."""
+    for name in zones.names(layout):
+        if name == zonename:
+            continue
+        try:
+            yield zones.load(layout, name)
+        except (ConfigError, NoSuchZoneError):
+            continue
+
+
+def check_addresses(layout: Layout, zone: Zone) -> None:
+    """Refuse an address that another zone has, or that is the default bridge's.  Raises ConfigError."""
+    from zonemgr.store import settings
+
+    mine = {address.partition("/")[0] for link in zone.net for address in link.address}
+    if not mine:
+        return
+    wanted = settings.load(layout)
+    for address in wanted.bridge_address:
+        bare = address.partition("/")[0]
+        if bare in mine and any(link.anet == wanted.bridge for link in zone.net):
+            raise ConfigError("net: {address} is the address of the bridge {bridge}", address=bare, bridge=wanted.bridge)
+    for other in others(layout, zone.zonename):
+        for address in sorted(addresses(other) & mine):
+            raise ConfigError("net: {address} is configured in zone '{other}' too", address=address, other=other.zonename)
+
+
+def addresses(zone: Zone) -> set[str]:
+    """The addresses of a zone, without prefix lengths."""
+    return {address.partition("/")[0] for link in zone.net for address in link.address}
+
+
+def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]:
+    """(addresses with prefix lengths, routers) for a new link on the default bridge: in each of the bridge's networks
+    the lowest that no other zone has.  Raises ConfigError when a network is full."""
+    import ipaddress
+
+    from zonemgr.store import settings
+
+    taken = {ipaddress.ip_address(bare) for other in others(layout, zonename) for bare in addresses(other)}
+    found: list[str] = []
+    routers: list[str] = []
+    for text in settings.load(layout).bridge_address:
+        router = ipaddress.ip_interface(text)
+        free = next((host for host in router.network.hosts() if host != router.ip and host not in taken), None)
+        if free is None:
+            raise ConfigError("no address is left in {network}", network=router.network)
+        found.append(f"{free}/{router.network.prefixlen}")
+        routers.append(str(router.ip))
+    return found, routers
+
+
+def canonical(kind: schema.Resource, table: Mapping[str, Any]) -> dict[str, object]:
+    """A resource's values as its checks make them, for comparison; wrong ones stay as they are."""
+    result: dict[str, object] = {}
+    for key, value in table.items():
+        row = kind.property(key)
+        if row is None:
+            continue
+        try:
+            result[row.name] = row.check(value)
+        except ValueError:
+            result[row.name] = value
+    return result
