@@ -149,7 +149,9 @@ def test_a_missing_bridge_is_named_and_nothing_is_made(nets: Nets) -> None:
 
 def test_a_name_collision_on_the_host_is_named(nets: Nets) -> None:
     _plain_link("vb-web")
-    with pytest.raises(PlatformError, match="'vb-web': a link of that name exists"):
+    with pytest.raises(
+        PlatformError, match="link 'vb-web' and 'host0' in the zone: .*one of these names is there"
+    ):
         netlink.make_veth("vb-web", "host0", netns_fd=nets.zone_fd)
 
 

@@ -116,10 +116,9 @@ def make_veth(
             here["mtu"] = there["mtu"] = mtu
         if mac is not None:
             there["address"] = mac
-        if _find(rtnl, host_name) is not None:
-            raise PlatformError("cannot create link '{name}': a link of that name exists", name=host_name)
+        hints = {errno.EEXIST: "a link of one of these names is there already"}
         with _explained(
-            "cannot create link '{name}' and '{peer}' in the zone", name=host_name, peer=zone_name
+            "cannot create link '{name}' and '{peer}' in the zone", hints, name=host_name, peer=zone_name
         ):
             rtnl.link("add", **here, peer=there)
         if altname is not None:
@@ -190,7 +189,7 @@ def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | No
     Idempotent: a link that is home already is left alone.
     """
     with _rtnl(netns_fd) as rtnl:
-        link = _by_index(rtnl, index) if index is not None else _find(rtnl, name)
+        link = _get(rtnl, index=index) if index is not None else _find(rtnl, name)
         if link is not None:
             with _explained("cannot move link '{name}' back from the zone", name=name):
                 # A link that is up cannot be renamed on every kernel, and the zone may have renamed it.
@@ -299,16 +298,16 @@ def _code(error: PlatformError) -> int | None:
 
 def _find(rtnl: Any, name: str) -> Any:
     """The link of that name or alternative name, or None."""
-    indexes = rtnl.link_lookup(ifname=name) if len(name.encode()) <= NAME_MAXIMUM else ()
-    indexes = indexes or rtnl.link_lookup(altname=name)
-    return _by_index(rtnl, indexes[0]) if indexes else None
+    # The kernel looks a short name up among both kinds, in one request.
+    kind = "ifname" if len(name.encode()) <= NAME_MAXIMUM else "altname"
+    return _get(rtnl, **{kind: name})
 
 
-def _by_index(rtnl: Any, index: int) -> Any:
+def _get(rtnl: Any, **which: Any) -> Any:
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        return rtnl.get_links(index)[0]
+        return rtnl.link("get", **which)[0]
     except NetlinkError as error:
         if error.code == errno.ENODEV:
             return None
@@ -316,10 +315,10 @@ def _by_index(rtnl: Any, index: int) -> Any:
 
 
 def _index(rtnl: Any, name: str) -> int:
-    indexes = rtnl.link_lookup(ifname=name)
-    if not indexes:
+    link = _find(rtnl, name)
+    if link is None:
         raise PlatformError("link '{name}' does not exist", name=name)
-    return int(indexes[0])
+    return int(link["index"])
 
 
 def _bridge_index(rtnl: Any, name: str) -> int:
