@@ -29,6 +29,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "setfsuid": (c_uint,),
     "setfsgid": (c_uint,),
     "fstatfs": (c_int, c_void_p),
+    "prctl": (c_int, c_ulong, c_ulong, c_ulong, c_ulong),
     "capget": (c_void_p, c_void_p),
     "capset": (c_void_p, c_void_p),
     "inotify_init1": (c_int,),
