@@ -94,6 +94,9 @@ DEFAULT = Profile(
 )
 
 
+DEFAULT_NAME = "default"  # what an instance record calls it
+
+
 def default_filter(cache_dir: Path) -> bytes:
     """The default filter's program, from the cache or compiled into it.  A damaged cache file is replaced."""
     path = cache_dir / f"seccomp-{_fingerprint(DEFAULT)}.bpf"

@@ -7,17 +7,21 @@ undo: they live in M0 and go with it.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from zonemgr.errors import PlatformError, ZoneError
-from zonemgr.linux import netlink
+from zonemgr.linux import namespaces, netlink
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.paths import Layout
+
+LINK_RETURNS_S = 10.0
 
 
 @dataclass
@@ -40,13 +44,25 @@ def _veth(op: plan.Veth, _remains: Remains) -> None:
 
 def _move_link(op: plan.MoveLink, remains: Remains) -> None:
     """The link must come back under its own name; without a namespace to fetch it from, the kernel returns it."""
-    if netlink.link_exists(op.name):
-        return
     try:
-        netlink.return_link(remains.net_fd, op.name)
+        if remains.net_fd is not None:
+            home_fd = namespaces.open_ns("self", "net")
+            try:
+                netlink.return_link(remains.net_fd, op.name, home_fd)
+            finally:
+                os.close(home_fd)
+        _wait_for_link(op.name)
     except (OSError, ZoneError) as error:
         why = explain(error) if isinstance(error, OSError) else error.text
         raise PlatformError("datalinks remain in zone after shutdown: {name} ({why})", name=op.name, why=why) from None
+
+
+def _wait_for_link(name: str) -> None:
+    deadline = time.monotonic() + LINK_RETURNS_S
+    while not netlink.link_exists(name):
+        if time.monotonic() > deadline:
+            raise PlatformError("it has not come back within {seconds:g} seconds", seconds=LINK_RETURNS_S)
+        time.sleep(0.05)  # the kernel returns links of a dead namespace in its own time, and tells only netlink
 
 
 def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:

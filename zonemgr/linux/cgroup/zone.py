@@ -73,7 +73,7 @@ class ZoneCgroup:
 
     def create(self) -> None:
         """Make all folders.  Idempotent, and safe while other zones come and go in the shared base folder."""
-        _make_below_base(self.path)
+        make_below_base(self.path)
         for part in Part:
             _make(self.part_path(part))
         self._hand_controllers_down()
@@ -81,7 +81,7 @@ class ZoneCgroup:
         _write(payload / "cgroup.max.descendants", str(MAX_DESCENDANTS))
         _write(payload / "cgroup.max.depth", str(MAX_DEPTH))
         for folder in self.v1_paths():
-            _make_below_base(folder)
+            make_below_base(folder)
             if (folder / "cpuset.cpus").exists():
                 _inherit_cpuset(folder)
 
@@ -279,7 +279,7 @@ def _make(folder: Path) -> None:
         raise _cannot("create", folder, error) from error
 
 
-def _make_below_base(folder: Path) -> None:
+def make_below_base(folder: Path) -> None:
     """Make base and folder.  The last zone to leave removes the base, perhaps between our two calls: then again."""
     for attempt in range(100):
         try:

@@ -1,0 +1,219 @@
+"""The supervisor's programs: starting up, the one-shot verbs, and the messages of what failed on the way."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from zonemgr.errors import Exit, ZoneError, message
+from zonemgr.linux import caps, process
+from zonemgr.linux.cgroup import Part, ZoneCgroup, detect, supervisors
+from zonemgr.model.states import GLOBAL_ZONE, State
+from zonemgr.store import instance as instances
+from zonemgr.store import zones
+from zonemgr.store.instance import Phase
+from zonemgr.store.locks import FileLock
+from zonemgr.store.observe import observe
+from zonemgr.store.paths import Layout
+
+LOCK_PATIENCE_S = 10.0  # a predecessor that is leaving lets go of its lock within this
+
+
+def main(arguments: list[str]) -> int:
+    """Run a verb; the exit status."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="zonemgr.supervisor", allow_abbrev=False)
+    parser.add_argument("verb", choices=("serve", "plan", "fsck"))
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--root", default=None)
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--host", action="store_true")
+    options = parser.parse_args(arguments)
+    layout = Layout.at(options.root)
+    try:
+        if options.verb == "serve":
+            return serve(layout, options.words[0], options.ready_fd)
+        from zonemgr.supervisor import oneshot
+
+        if options.verb == "plan":
+            return oneshot.plan(layout, options.words[0], options.words[1], as_json=options.json)
+        return oneshot.fsck(layout, host=options.host, as_json=options.json)
+    except ZoneError as error:
+        print(f"zonemgr: {error.text}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+class Starter:
+    """Whoever started us, at the other end of a pipe: hears messages, and that we are ready."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
+
+    def say(self, text: str) -> None:
+        self._write({"message": text})
+
+    def ready(self) -> None:
+        """Tell, and close the pipe."""
+        self._write({"ready": True})
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def descriptor(self) -> int:
+        return self._descriptor
+
+    def _write(self, record: dict[str, object]) -> None:
+        if self._descriptor < 0:
+            return
+        try:
+            os.write(self._descriptor, json.dumps(record).encode() + b"\n")
+        except OSError:
+            return  # it did not wait
+
+
+def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
+    """Start up in the order of reference 4.2, then be the supervisor.
+
+    The caller waits on the ready descriptor; this process ends as soon as the supervisor proper, its child in a cgroup of our
+    own, exists.  Callable after a fork as well as after an exec.
+    """
+    starter = Starter(ready_fd)
+    try:
+        _check(layout, zonename)
+        os.chdir("/")
+        os.umask(0o022)
+        base = "zonemgr" + layout.suffix
+        hierarchy = detect()
+        folder_fd = supervisors.open_folder(hierarchy, base)
+        pid, pid_fd = process.clone3(0, cgroup_fd=folder_fd)
+        os.close(folder_fd)
+        if pid == 0:
+            _be_supervisor(layout, zonename, starter)
+        os.close(pid_fd)
+        return int(Exit.OK)
+    except ZoneError as error:
+        starter.say(error.text)
+        return int(Exit.ERROR)
+    except OSError as error:
+        starter.say(message("could not start the supervisor: {why}", why=error))
+        return int(Exit.ERROR)
+
+
+def _check(layout: Layout, zonename: str) -> None:
+    """The checks before anything is made, each with its own message."""
+    if zonename == GLOBAL_ZONE:
+        raise ZoneError("cannot manage the global zone")
+    seen = observe(layout, zonename)
+    if seen.state < State.INCOMPLETE:
+        raise ZoneError("cannot manage a zone which is in state '{state}'", state=seen.state.label)
+    if os.geteuid() != 0 or "sys_admin" not in caps.effective("self"):
+        raise ZoneError("You lack sufficient privilege to run this command (all privs required)")
+    folder = layout.zone_run(zonename)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
+    """The child: never returns."""
+    status = 1
+    try:
+        os.setsid()
+        process.close_fds([0, 1, 2, starter.descriptor])
+        process.stdio_to_null()
+        process.reset_signals()
+        import signal
+
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        process.set_name("zone-supervisor")
+        supervisors.leave_v1()
+        status = _supervise(layout, zonename, starter)
+    except Exception as error:
+        import syslog
+        import traceback
+
+        syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
+        starter.say(error.text if isinstance(error, ZoneError) else f"internal error: {error!r}")
+    finally:
+        _leave_cgroup(layout, zonename)
+        os._exit(status)
+
+
+def _supervise(layout: Layout, zonename: str, starter: Starter) -> int:
+    import syslog
+
+    from zonemgr.supervisor.serve import Supervisor
+
+    syslog.openlog("zonemgr", syslog.LOG_PID, syslog.LOG_DAEMON)
+    lock = FileLock(layout.zone_run(zonename) / "lock")
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while not lock.acquire(blocking=False):
+        if time.monotonic() > deadline or _door_answers(layout, zonename):
+            return 1  # another one serves: lose silently
+        time.sleep(0.01)  # flock has no deadline
+    _kill_leftover_work(layout, zonename)
+    _warn(layout, zonename, starter)
+    supervisor = Supervisor(layout, zonename, lock)
+    supervisor.open()
+    gc.collect()
+    gc.freeze()
+    starter.ready()
+    supervisor.run()
+    return 0
+
+
+def _door_answers(layout: Layout, zonename: str) -> bool:
+    """Whether the holder of the lock serves (one that is leaving has withdrawn its door)."""
+    return (layout.zone_run(zonename) / "door").exists()
+
+
+def _kill_leftover_work(layout: Layout, zonename: str) -> None:
+    """A worker must not outlive its supervisor: see its cgroup empty before the ledger is read."""
+    cgroup = ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename)
+    cgroup.kill(Part.WORK)
+    if not cgroup.wait_empty(Part.WORK, 30.0):
+        raise ZoneError(
+            "an interrupted transition is stuck: {who}", who="; ".join(cgroup.stuck(Part.WORK))
+        )
+
+
+def _warn(layout: Layout, zonename: str, starter: Starter) -> None:
+    """The WARNING of reference 4.3, when the zone has lived without a supervisor."""
+    instance = instances.read(layout, zonename)
+    if instance is None or instance.phase is Phase.MAKING:
+        return
+    state = observe(layout, zonename).state
+    if state > State.INSTALLED:
+        starter.say(
+            message(
+                "WARNING: zone is in state '{state}', but zoneadmd does not appear to be available; "
+                "restarted zoneadmd to recover.",
+                state=state.label,
+            )
+        )
+
+
+def _leave_cgroup(layout: Layout, zonename: str) -> None:
+    """The last supervisor of an instance leaves no folder behind."""
+    try:
+        supervisors.leave("zonemgr" + layout.suffix, detect())
+        if instances.read(layout, zonename) is None and not (layout.zone_run(zonename) / "ledger.jsonl").exists():
+            ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
+        if not zones.exists(layout, zonename):
+            _remove_folder(layout.zone_run(zonename))
+    except (OSError, ZoneError):
+        return  # nothing more can be done by a process that is leaving
+
+
+def _remove_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

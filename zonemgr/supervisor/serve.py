@@ -1,0 +1,659 @@
+"""The supervisor of one zone (the reference's zoneadmd, sections 1.4, 4 and 5).
+
+Four jobs: it takes requests at the door and runs them one at a time, each in a worker; it serves the console; it hears
+from zsched how init ended; it publishes what happens.  The chief constraint: it may be killed at any moment and the zone
+runs on, so everything that matters is in the kernel, in zsched, in the instance record and in the ledger, and nothing here is more
+than a way to get at them.  It never blocks, for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import syslog
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from zonemgr import __version__
+from zonemgr.brandkit import loader
+from zonemgr.errors import BrandError, Exit, ZoneError, message
+from zonemgr.linux import process
+from zonemgr.linux.cgroup import Part
+from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
+from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
+from zonemgr.store import events, files, settings, snapshot, zones
+from zonemgr.store import instance as instances
+from zonemgr.store.instance import Phase
+from zonemgr.store.ledger import Ledger
+from zonemgr.store.locks import FileLock
+from zonemgr.store.observe import Observation, observe
+from zonemgr.store.paths import Layout
+from zonemgr.supervisor import worker as workers
+from zonemgr.supervisor.anchor import Anchor
+from zonemgr.supervisor.console import Console, ConsoleLog
+from zonemgr.supervisor.loop import Loop, Timer
+from zonemgr.supervisor.steps import Transition
+from zonemgr.supervisor.worker import Worker
+from zonemgr.wire import packets
+from zonemgr.wire.peers import CallerError
+from zonemgr.wire.server import Call, Introspection, Listener, Peer
+
+INTERFACE: Final = "org.zonemgr.Zone"
+REFUSED: Final = f"{INTERFACE}.Refused"
+PROTOCOL: Final = 1
+IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
+QUICK_S: Final = 10.0  # a reboot this soon after its boot is counted as part of a loop
+FREE_REBOOTS: Final = 3  # quick reboots before the brake sets in
+BRAKE_MAX_S: Final = 60.0
+
+_BRINGS_UP = {Command.READY, Command.BOOT, Command.FORCEBOOT, Command.REBOOT, Command.MOUNT, Command.FORCEMOUNT}
+
+
+@dataclass
+class Request:
+    """Something to be done: asked for at the door, or by zsched (an upcall, which has a generation and no call)."""
+
+    command: Command | None  # None: take back what an interrupted transition left
+    arguments: str = ""
+    update: bool = False
+    timeout_s: float | None = None
+    call: Call | None = None
+    generation: str | None = None
+    messages: list[str] = field(default_factory=list)
+    failure: str = ""  # set when the outcome is decided before the work is finished
+    after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
+
+    @property
+    def upcall(self) -> bool:
+        return self.call is None
+
+
+class Supervisor:
+    """See the module.  ``run`` is its life; the caller holds the zone's lock and has published nothing yet."""
+
+    def __init__(self, layout: Layout, zonename: str, lock: FileLock) -> None:
+        self.layout = layout
+        self.zonename = zonename
+        self.lock = lock
+        self.loop = Loop()
+        self.queue: deque[Request] = deque()
+        self.worker: Worker | None = None
+        self.current: Request | None = None
+        self.procedure: Procedure | None = None
+        self.deadline: Timer | None = None
+        self.shutting: Request | None = None
+        self.shutting_timer: Timer | None = None
+        self.anchor: Anchor | None = None
+        self.anchor_fds: dict[str, int] = {}
+        self.generation = ""
+        self.peers: set[Peer] = set()
+        self.monitors: list[Call] = []
+        self.follower: events.Follower | None = None
+        self.asked = False
+        self.leaving = False
+        self.ended: dict[int, tuple[int, int]] = {}
+        self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.console = Console(self.loop, self.run_fd, ConsoleLog(layout.zone_log(zonename)), self._after_client)
+        self.door: Listener | None = None
+        self.introspection = Introspection("zonemgr", __version__, (INTERFACE,))
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Adopt what lives, then open the door: whoever finds it finds the console too."""
+        process.set_child_subreaper()
+        self.loop.watch_children(self._children)
+        self.loop.when_idle(self._idle)
+        self._adopt()
+        self.door = Listener(self.run_fd, "door")
+        self.loop.watch(self.door.fileno(), self._accept)
+        self.loop.after(IDLE_S, self._nobody_asked)
+
+    def run(self) -> None:
+        """Serve until there is nothing left to supervise."""
+        self._next()
+        self.loop.run()
+
+    def _nobody_asked(self) -> None:
+        self.asked = True
+
+    def _idle(self) -> None:
+        """After each round: leave when the exit rule says so (reference 4.4)."""
+        if self.leaving:
+            if not any(peer.wants_write for peer in self.peers):
+                self.loop.stop()
+            return
+        busy = self.worker or self.queue or self.shutting or self.console.client or self.monitors
+        if busy or not self.asked or any(peer.wants_write for peer in self.peers):
+            return
+        if self._state() < State.READY:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Take the door away first: who comes now starts a successor; who is in the queue gets an empty reply."""
+        assert self.door is not None
+        self.leaving = True
+        self.door.withdraw()
+        self.loop.forget(self.door.fileno())
+        self.door.close()
+        self.console.close()
+        self.loop.after(1.0, self.loop.stop)
+        self._idle()
+
+    def _state(self) -> State:
+        try:
+            return observe(self.layout, self.zonename).state
+        except ZoneError:
+            return State.CONFIGURED  # it was deleted meanwhile
+
+    # -- adoption -------------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Go on where a killed predecessor stopped: attach to zsched, and finish or undo what was under way."""
+        intent = files.read_json(self._intent_path) or {}
+        instance = instances.read(self.layout, self.zonename)
+        pending = Ledger(self.layout.zone_run(self.zonename) / "ledger.jsonl").pending()
+        if instance is None and not pending:
+            self._intent_path.unlink(missing_ok=True)
+            return
+        state = self._state()
+        if instance is not None and instance.phase is Phase.BOOTING and state is State.RUNNING:
+            instance = instances.write(self.layout, instance.but(phase=Phase.RUNNING))
+        if instance is not None and instance.phase in (Phase.READY, Phase.RUNNING):
+            self._intent_path.unlink(missing_ok=True)
+            if self._attach():
+                return
+            if instance.init is not None and instance.init.alive:
+                self._watch_orphan(instance.init.pid)  # zsched is gone and init lives on
+                return
+        again = None
+        if intent.get("command") == Command.REBOOT.value:
+            again = Request(Command.BOOT, arguments=intent.get("arguments", ""))
+        self.asked = True
+        self.queue.append(Request(None, after=again))
+
+    def _attach(self) -> bool:
+        """Connect to zsched: be told how init ends, and read the console.  False when there is no zsched."""
+        self._detach()
+        try:
+            anchor = Anchor.connect(self.layout, self.zonename)
+            hello = anchor.hello()
+            backlog = anchor.attach()
+        except OSError:
+            return False
+        self.anchor = anchor
+        self.anchor_fds = dict(hello.fds)
+        self.generation = hello.generation
+        for name in ("m0", "net", "user"):
+            if name in self.anchor_fds:
+                os.close(self.anchor_fds.pop(name))
+        if "master" in self.anchor_fds:
+            self.console.set_pty(self.anchor_fds.pop("master"), backlog)
+        anchor.sock.setblocking(False)
+        self.loop.watch(anchor.sock.fileno(), self._anchor_ready)
+        if hello.exit is not None:
+            self._init_ended(hello.generation, dict(hello.exit))
+        return True
+
+    def _detach(self) -> None:
+        if self.anchor is not None:
+            self.loop.forget(self.anchor.sock.fileno())
+            self.anchor.close()
+            self.anchor = None
+        for descriptor in self.anchor_fds.values():
+            self.loop.forget(descriptor)
+            os.close(descriptor)
+        self.anchor_fds = {}
+
+    def _anchor_ready(self, _events: int) -> None:
+        assert self.anchor is not None
+        try:
+            packet = packets.receive(self.anchor.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = None
+        if packet is None:
+            self._anchor_lost()
+        elif packet[0].get("event") == "exit":
+            self._init_ended(packet[0]["generation"], packet[0]["exit"])
+
+    def _anchor_lost(self) -> None:
+        """zsched has left: with the platform, as it should, or because somebody killed it."""
+        init_fd = self.anchor_fds.pop("init", -1)
+        self._detach()
+        instance = instances.read(self.layout, self.zonename)
+        if instance is None or instance.phase in (Phase.HALTING, Phase.MAKING) or instance.init is None:
+            self.console.drop_pty()
+            if init_fd >= 0:
+                os.close(init_fd)
+            return
+        syslog.syslog(syslog.LOG_ERR, f"[zone '{self.zonename}'] zsched was killed; the zone runs on")
+        if init_fd >= 0:
+            self.anchor_fds["init"] = init_fd
+            self.loop.watch(init_fd, lambda _events: self._orphan_ended())
+
+    def _watch_orphan(self, pid: int) -> None:
+        """Nobody holds init's fate: watch it by a pidfd.  How it ends is known only if it became our child."""
+        self.generation = (instances.read(self.layout, self.zonename) or _no_instance()).generation
+        self.anchor_fds["init"] = process.pidfd_open(pid)
+        self.loop.watch(self.anchor_fds["init"], lambda _events: self._orphan_ended())
+
+    def _orphan_ended(self) -> None:
+        init_fd = self.anchor_fds.pop("init")
+        self.loop.forget(init_fd)
+        os.close(init_fd)
+        self._children()
+        instance = instances.read(self.layout, self.zonename)
+        pid = instance.init.pid if instance and instance.init else 0
+        code, status = self.ended.get(pid, (os.CLD_EXITED, 0))
+        self._init_ended(self.generation, {"code": code, "status": status})
+
+    def _children(self) -> None:
+        """Reap whatever became our child; how a zone's init ended is remembered."""
+        while True:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                break
+            if result is None:
+                break
+            if self.worker is not None and result.si_pid == self.worker.pid:
+                self.loop.after(0, self._worker_ended)
+            instance = instances.read(self.layout, self.zonename)
+            if instance and instance.init and result.si_pid == instance.init.pid:
+                self.ended = {result.si_pid: (result.si_code, result.si_status)}
+
+    # -- init's end: the upcalls ----------------------------------------------------------------------------
+
+    def _init_ended(self, generation: str, ended: dict[str, int]) -> None:
+        """reboot(2) in the zone shows as HUP (restart) or INT (halt); all else is the death of init, which halts the zone."""
+        killed = ended["code"] in (os.CLD_KILLED, os.CLD_DUMPED)
+        command = Command.REBOOT if killed and ended["status"] == signal.SIGHUP else Command.HALT
+        how = {signal.SIGHUP: "reboot", signal.SIGINT: "halt"}.get(ended["status"]) if killed else None  # type: ignore[call-overload]
+        text = how or (f"killed by signal {ended['status']}" if killed else f"exited with status {ended['status']}")
+        events.publish(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
+        request = Request(command, generation=generation)
+        delay_s = self._brake() if command is Command.REBOOT else 0.0
+        if delay_s:
+            self._log(message("zone reboots too often: waiting {delay:.0f} seconds", delay=delay_s))
+            self.loop.after(delay_s, lambda: self._enqueue(request))
+        else:
+            self._enqueue(request)
+
+    def _brake(self) -> float:
+        """Seconds to wait before this reboot: none for the first quick ones, then twice as long each time."""
+        instance = instances.read(self.layout, self.zonename)
+        if instance is None:
+            return 0.0
+        quick = instance.quick_reboots + 1 if time.monotonic() - instance.booted_s < QUICK_S else 0
+        instances.write(self.layout, instance.but(quick_reboots=quick))
+        return 0.0 if quick <= FREE_REBOOTS else float(min(2 ** (quick - FREE_REBOOTS), BRAKE_MAX_S))
+
+    def _log(self, text: str) -> None:
+        syslog.syslog(syslog.LOG_ERR, f"[zone '{self.zonename}'] {text}")
+
+    # -- the door -------------------------------------------------------------------------------------------
+
+    def _accept(self, _events: int) -> None:
+        assert self.door is not None
+        try:
+            peer = self.door.accept()
+        except CallerError as error:
+            self._log(error.text)
+            return
+        if peer is not None:
+            self.peers.add(peer)
+            self._watch_peer(peer)
+
+    def _watch_peer(self, peer: Peer) -> None:
+        if not peer.closed:
+            self.loop.watch(peer.fileno(), lambda events: self._peer_ready(peer, descriptor, events), peer.events)
+            descriptor = peer.fileno()
+
+    def _peer_ready(self, peer: Peer, descriptor: int, poll_events: int) -> None:
+        import select
+
+        calls = peer.readable() if poll_events & (select.POLLIN | select.POLLHUP | select.POLLERR) else []
+        if poll_events & (select.POLLHUP | select.POLLERR) and not calls and not peer.closed:
+            peer.close()
+        for call in calls:
+            self._call(call)
+        if poll_events & select.POLLOUT and not peer.closed:
+            peer.writable()
+        self._settle(peer, descriptor)
+
+    def _settle(self, peer: Peer, descriptor: int) -> None:
+        """Poll for what the peer wants now, or forget it."""
+        if peer.closed:
+            self.loop.forget(descriptor)
+            self.peers.discard(peer)
+            self.monitors = [call for call in self.monitors if not call.gone]
+        else:
+            self._watch_peer(peer)
+
+    def _call(self, call: Call) -> None:
+        method = self.introspection.handle(call)
+        if method is None:
+            return
+        self.asked = True
+        if method == "GetState":
+            call.reply({"zone": self._describe()})
+        elif method == "Monitor":
+            self._monitor(call)
+        elif method == "Apply":
+            call.error(REFUSED, {"code": Exit.ERROR, "messages": ["a change of a running zone takes effect at its next boot"]})
+        else:
+            self._request(call, method)
+
+    def _request(self, call: Call, method: str) -> None:
+        given = call.parameters
+        force = bool(given.get("force"))
+        command = {
+            "Ready": Command.READY,
+            "Boot": Command.FORCEBOOT if force else Command.BOOT,
+            "Reboot": Command.REBOOT,
+            "Halt": Command.HALT,
+            "Shutdown": Command.SHUTDOWN,
+            "Mount": Command.FORCEMOUNT if force else Command.MOUNT,
+            "Unmount": Command.UNMOUNT,
+            "NoteUninstalling": Command.NOTE_UNINSTALLING,
+        }[method]
+        arguments = str(given.get("args") or "")
+        timeout = given.get("timeout")
+        request = Request(command, arguments, bool(given.get("update")), timeout, call)
+        if len(arguments) > BOOTARGS_MAX:
+            self._finish(request, False, ["Boot argument list too long"])
+            return
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        if request.command is Command.HALT and self.current is not None and self.worker is not None:
+            if self.current.command in _BRINGS_UP and not self.current.failure:
+                self._cancel(message("{command} was cancelled by halt", command=self.current.command.value))
+        self.queue.append(request)
+        self._next()
+
+    def _describe(self) -> dict[str, Any]:
+        seen = _observed(self.layout, self.zonename)
+        instance = seen.instance if seen else None
+        init = instance.init.pid if instance and instance.init else None
+        return {
+            "protocol": PROTOCOL,
+            "zonename": self.zonename,
+            "state": seen.state.label if seen else State.CONFIGURED.label,
+            "zone_id": seen.zone_id if seen else None,
+            "brand": seen.brand if seen else None,
+            "uuid": seen.uuid if seen else None,
+            "under_way": self.current.command.value if self.current and self.current.command else None,
+            "waiting": len(self.queue),
+            "supervisor_pid": os.getpid(),
+            "init_pid": init,
+            "console_pid": self.console.client.pid if self.console.client else None,
+            "generation": instance.generation if instance else None,
+        }
+
+    def _monitor(self, call: Call) -> None:
+        if not call.more:
+            call.error("org.varlink.service.ExpectedMore")
+            return
+        if self.follower is None:
+            from zonemgr.linux.inotify import Inotify
+
+            self.follower = events.Follower(self.layout)
+            self.inotify = Inotify(self.layout.run)
+            self.loop.watch(self.inotify.fileno(), self._tell_monitors)
+        self.monitors.append(call)
+
+    def _tell_monitors(self, _events: int) -> None:
+        assert self.follower is not None
+        self.inotify.wait(0)
+        for record in self.follower.poll():
+            if record.get("zonename") == self.zonename:
+                for call in self.monitors:
+                    call.reply({"event": record}, continues=True)
+        self.monitors = [call for call in self.monitors if not call.gone]
+
+    # -- requests, one at a time ----------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """Begin the next request, if none is under way."""
+        while self.queue and self.worker is None and not self.leaving:
+            request = self.queue.popleft()
+            try:
+                self._begin(request)
+            except ZoneError as error:
+                self._finish(request, False, [error.text])
+            except OSError as error:
+                self._finish(request, False, [str(error)])
+
+    def _begin(self, request: Request) -> None:
+        seen = _observed(self.layout, self.zonename)
+        state = seen.state if seen else State.CONFIGURED
+        if request.command is None:
+            self._start(request, state, None)
+            return
+        if request.generation is not None:
+            instance = seen.instance if seen else None
+            if instance is None or instance.generation != request.generation or not state.active:
+                return  # the life that it speaks of is over
+        cell = decide(state, request.command)
+        if isinstance(cell, Refuse):
+            self._finish(request, False, [cell.text(state, request.command)])
+        elif isinstance(cell, Already):
+            self._finish(request, True, [cell.text()], note=cell.text())
+        elif cell.procedure.steps == (Step.SHUTDOWN,) and self.shutting is not None:
+            self._finish(request, False, ["shutdown already in progress"])
+        else:
+            self._start(request, state, cell)
+
+    def _start(self, request: Request, state: State, cell: Run | None) -> None:
+        """Fork a worker for the request."""
+        limits = settings.load(self.layout)
+        frozen = snapshot.load(self.layout, self.zonename)
+        brand = loader.load(frozen.brand if frozen else zones.load(self.layout, self.zonename).brand, self.layout)
+        instance = instances.read(self.layout, self.zonename)
+        transition = Transition(
+            layout=self.layout,
+            zonename=self.zonename,
+            settings=limits,
+            brand=brand,
+            state=state,
+            command=request.command or Command.HALT,
+            arguments=request.arguments,
+            update=request.update,
+            say=_nothing,
+            notice=_nothing,
+            console_ready=_nothing,
+            successor=successor_command(self.layout, self.zonename),
+            quick_reboots=instance.quick_reboots if instance and request.upcall else 0,
+        )
+        job = workers.procedure_job(cell.procedure) if cell else workers.recover
+        files.write_json(
+            self._intent_path,
+            {"command": request.command.value if request.command else "", "arguments": request.arguments},
+        )
+        self.current, self.procedure = request, cell.procedure if cell else None
+        self.worker = workers.start(transition, job, self.lock.forget)
+        self.loop.watch(self.worker.sock.fileno(), self._worker_ready)
+        self.deadline = self.loop.after(limits.transition_s, self._overdue)
+
+    @property
+    def _intent_path(self) -> Any:
+        return self.layout.zone_run(self.zonename) / "transition.json"
+
+    def _overdue(self) -> None:
+        self._cancel("the transition has passed its deadline")
+
+    def _cancel(self, why: str) -> None:
+        """End the transition under way; what it did is taken back."""
+        if self.worker is None or self.current is None:
+            return
+        self.worker.cancelled = True
+        self.current.failure = why
+        self._work_cgroup_kill()
+
+    def _work_cgroup_kill(self) -> None:
+        from zonemgr.linux.cgroup import ZoneCgroup, detect
+
+        ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename).kill(Part.WORK)
+
+    def _worker_ready(self, _events: int) -> None:
+        worker = self.worker
+        if worker is None:
+            return
+        try:
+            packet = packets.receive(worker.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = None
+        if packet is None:
+            self._worker_ended()
+            return
+        head = packet[0]
+        if "say" in head:
+            self._say(head["say"])
+        elif "notice" in head:
+            self.console.notice(Notice[head["notice"]], head["arguments"])
+        elif "console" in head:
+            self._attach()
+            packets.send(worker.sock, {"ok": True})
+        elif "done" in head:
+            worker.done = head
+            self._worker_ended()
+
+    def _say(self, text: str) -> None:
+        """A line for the requester while the work goes on; an upcall's go to the system log."""
+        request = self.current
+        assert request is not None
+        request.messages.append(text)
+        if request.call is None:
+            self._log(text)
+        elif not request.call.gone:
+            request.call.reply({"message": text}, continues=True)
+            self._watch_peer(request.call.peer)
+
+    def _worker_ended(self) -> None:
+        worker, request = self.worker, self.current
+        if worker is None or request is None:
+            return
+        done = worker.done
+        if done is None:
+            while self._read_more(worker):
+                pass
+            done = worker.done
+        self.worker = self.current = None
+        self.loop.forget(worker.sock.fileno())
+        worker.close()
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self._intent_path.unlink(missing_ok=True)
+        if done is None:
+            self._crashed(request)
+        else:
+            self._worked(request, bool(done["ok"]))
+        self._next()
+
+    def _read_more(self, worker: Worker) -> bool:
+        """What a worker said just before it died."""
+        try:
+            packet = packets.receive(worker.sock)
+        except OSError:
+            return False
+        if packet is None:
+            return False
+        if "say" in packet[0]:
+            self._say(packet[0]["say"])
+        elif "done" in packet[0]:
+            worker.done = packet[0]
+        return True
+
+    def _crashed(self, request: Request) -> None:
+        """A worker ended without a result: take back what it did, then answer."""
+        if request.command is None:  # the recovery itself was killed: the next command tries again
+            self._finish(request, False, request.messages)
+            return
+        request.messages.append(request.failure or "the transition was interrupted; what it had done is taken back")
+        self._work_cgroup_kill()
+        state = self._state()
+        instance = instances.read(self.layout, self.zonename)
+        untouched = instance is not None and instance.phase is Phase.RUNNING and state is State.RUNNING
+        if not untouched:
+            self.queue.appendleft(Request(None, messages=[], after=None))
+        self._finish(request, False, request.messages)
+
+    def _worked(self, request: Request, ok: bool) -> None:
+        if ok and self.procedure is not None and self.procedure.steps == (Step.SHUTDOWN,):
+            self._wait_for_shutdown(request)
+            return
+        if request.after is not None and ok:
+            self.queue.appendleft(request.after)
+        self._finish(request, ok, request.messages)
+        if self.shutting is not None and self._state() <= State.INSTALLED:
+            self._shut_down(True)
+
+    def _finish(self, request: Request, ok: bool, messages: list[str], note: str | None = None) -> None:
+        """Answer the request.  Whoever asked may be long gone."""
+        call = request.call
+        if call is None:
+            if not ok:
+                for text in messages:
+                    self._log(text)
+            return
+        if not call.gone:
+            peer, descriptor = call.peer, call.peer.fileno()
+            if ok:
+                reply: dict[str, Any] = {"messages": messages}
+                call.reply({**reply, "note": note} if note else reply)
+            else:
+                call.error(REFUSED, {"code": int(Exit.ERROR), "messages": messages})
+            self._settle(peer, descriptor)
+
+    # -- graceful shutdown (reference 1.6) ------------------------------------------------------------------
+
+    def _wait_for_shutdown(self, request: Request) -> None:
+        """The command has run; the zone's end comes as an upcall, or the patience ends."""
+        patience_s = request.timeout_s or settings.load(self.layout).shutdown_s
+        self.shutting = request
+        self.shutting_timer = self.loop.after(patience_s, lambda: self._shut_down(False))
+        if self._state() <= State.INSTALLED:
+            self._shut_down(True)
+
+    def _shut_down(self, ok: bool) -> None:
+        request, self.shutting = self.shutting, None
+        if self.shutting_timer is not None:
+            self.shutting_timer.cancel()
+        if request is not None:
+            self._finish(request, ok, request.messages if ok else [*request.messages, "unable to shutdown zone"])
+
+    def _after_client(self) -> None:
+        self.asked = True
+
+
+def _nothing(*_arguments: object) -> None:
+    """Filled in by the worker."""
+
+
+def _no_instance() -> instances.Instance:
+    raise BrandError("the zone has no instance record")
+
+
+def _observed(layout: Layout, zonename: str) -> Observation | None:
+    try:
+        return observe(layout, zonename)
+    except ZoneError:
+        return None
+
+
+def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:
+    """The command that starts a supervisor for the zone, for zsched to run when nobody is there."""
+    import sys
+
+    return (sys.executable, "-I", "-m", "zonemgr.supervisor", "serve", zonename, "--root", str(layout.root))
+
+
+StartCheck = Callable[[Layout, str], None]

@@ -1,0 +1,211 @@
+"""Workers: one forked process a transition, which may block while the supervisor serves on.
+
+The worker lives with its hooks in the zone's ``work`` cgroup and dies with its supervisor.  It speaks packets: ``say`` (a line
+for the requester), ``notice`` (for the console), ``console`` (zsched holds a new pty), and last ``done``.  One that ends
+without ``done`` has crashed, and what it did is taken back from the ledger by another.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zonemgr.errors import PlatformError, ZoneError, message
+from zonemgr.linux import audit, process
+from zonemgr.linux.cgroup import Part
+from zonemgr.model.grid import Procedure, Step
+from zonemgr.model.states import Command, Notice
+from zonemgr.store import instance as instances
+from zonemgr.store import snapshot
+from zonemgr.store.instance import Mode, Phase
+from zonemgr.supervisor import steps
+from zonemgr.supervisor.steps import HookFailed, Transition
+from zonemgr.wire import packets
+
+_NOT_WORTH_SAYING = "unable to get zoneid"  # the halt after a failed bring-up finds nothing: reference 1.5 B
+
+
+@dataclass
+class Worker:
+    """The supervisor's end of a running worker."""
+
+    pid: int
+    pid_fd: int
+    sock: socket.socket
+    done: dict[str, Any] | None = None
+    cancelled: bool = False
+
+    def close(self) -> None:
+        os.close(self.pid_fd)
+        self.sock.close()
+
+
+def start(transition: Transition, job: Callable[[Transition, Reporter], bool], drop: Callable[[], None]) -> Worker:
+    """Fork a worker for a job.  ``drop`` runs first in the child: it lets go of what only the supervisor may hold."""
+    ours, theirs = packets.pair()
+    transition.cgroup.create()
+    work_fd = transition.cgroup.work_fd()
+    parent = os.getpid()
+    pid, pid_fd = process.clone3(0, cgroup_fd=work_fd)
+    if pid == 0:
+        _be_worker(transition, job, drop, theirs, parent)
+    os.close(work_fd)
+    theirs.close()
+    ours.setblocking(False)
+    return Worker(pid, pid_fd, ours)
+
+
+class Reporter:
+    """What a worker tells its supervisor."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def say(self, text: str) -> None:
+        packets.send(self._sock, {"say": text})
+
+    def notice(self, notice: Notice, arguments: str = "") -> None:
+        packets.send(self._sock, {"notice": notice.name, "arguments": arguments})
+
+    def console_ready(self) -> None:
+        """Tell the supervisor of the new pty, and wait until it has taken it: nothing that the zone prints may precede that."""
+        packets.send(self._sock, {"console": True})
+        packets.receive(self._sock)
+
+    def done(self, ok: bool) -> None:
+        packets.send(self._sock, {"done": True, "ok": ok})
+
+
+def _be_worker(
+    transition: Transition,
+    job: Callable[[Transition, Reporter], bool],
+    drop: Callable[[], None],
+    sock: socket.socket,
+    supervisor_pid: int,
+) -> None:
+    """The child: never returns."""
+    status = 1
+    try:
+        process.set_pdeathsig(signal.SIGKILL, supervisor_pid)
+        process.set_name("zone-worker")
+        signal.set_wakeup_fd(-1)
+        drop()
+        process.close_fds([0, 1, 2, sock.fileno()])
+        process.reset_signals()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        reporter = Reporter(sock)
+        transition.say, transition.notice = reporter.say, reporter.notice
+        transition.console_ready = reporter.console_ready
+        try:
+            ok = job(transition, reporter)
+        except ZoneError as error:
+            _explain(transition, error)
+            ok = False
+        except Exception:
+            import syslog
+
+            text = traceback.format_exc()
+            syslog.syslog(syslog.LOG_ERR, text)
+            transition.say(message("internal error: {why}", why=text.strip().splitlines()[-1]))
+            ok = False
+        reporter.done(ok)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _explain(transition: Transition, error: ZoneError) -> None:
+    """The error and what failed after it, one line each; a hook has spoken for itself."""
+    if not isinstance(error, HookFailed) and error.text != _NOT_WORTH_SAYING:
+        transition.say(error.text)
+    for note in getattr(error, "__notes__", ()):
+        transition.say(note)
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------
+
+
+def procedure_job(procedure: Procedure) -> Callable[[Transition, Reporter], bool]:
+    """The job that runs a procedure of the grid."""
+
+    def job(transition: Transition, _reporter: Reporter) -> bool:
+        return perform(transition, procedure)
+
+    return job
+
+
+def perform(transition: Transition, procedure: Procedure) -> bool:
+    """Run the steps of a procedure with its notices, recovery and audit.  True when all steps worked."""
+    if procedure.begins is not None:
+        shown = transition.arguments if transition.state.active else ""  # the reference shows none before ready
+        transition.notice(procedure.begins, shown if procedure.accepts_arguments else "")
+    failed: Step | None = None
+    for step in procedure.steps:
+        try:
+            _step(transition, procedure, step)
+        except (ZoneError, OSError) as error:
+            failed = step
+            _fail(transition, procedure, step, _as_zone_error(error))
+            break
+        if procedure.announced_after is step and procedure.succeeds is not None:
+            transition.notice(procedure.succeeds, "")
+    if failed is None and procedure.announced_after is None and procedure.succeeds is not None:
+        transition.notice(procedure.succeeds, "")
+    if procedure.audits(failed):
+        audit.record(transition.zonename, procedure.audit or "", failed is None)
+    return failed is None
+
+
+def _as_zone_error(error: ZoneError | OSError) -> ZoneError:
+    return error if isinstance(error, ZoneError) else PlatformError("{why}", why=str(error))
+
+
+def _step(transition: Transition, procedure: Procedure, step: Step) -> None:
+    match step:
+        case Step.READY:
+            alternate = Step.MOUNT in procedure.steps
+            steps.ready(transition, steps.mount_mode(transition) if alternate else Mode.BOOT)
+        case Step.BOOT:
+            steps.boot(transition)
+        case Step.HALT:
+            steps.halt(transition, rebooting=procedure.rebooting)
+        case Step.UNMOUNT:
+            steps.halt(transition)
+        case Step.MOUNT:
+            steps.mount(transition)
+        case Step.SHUTDOWN:
+            steps.shutdown(transition)
+        case Step.NOTE_UNINSTALLING:
+            pass  # the notice is all there is to it
+
+
+def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneError) -> None:
+    """Say why, halt what was brought up when the procedure says so, then tell the console."""
+    _explain(transition, error)
+    if step in procedure.recovers:
+        transition.recovering = True
+        try:
+            steps.halt(transition, rebooting=procedure.rebooting)
+        except ZoneError as second:
+            _explain(transition, second)
+    notice = procedure.failure_notice(step)
+    if notice is not None:
+        transition.notice(notice, "")
+
+
+def recover(transition: Transition, _reporter: Reporter) -> bool:
+    """Take back what an interrupted transition left, whoever began it; the zone ends installed (or stuck, with its name)."""
+    transition.cgroup.kill(Part.PAYLOAD)
+    transition.recovering = True
+    instance = instances.read(transition.layout, transition.zonename)
+    halting = instance is not None and instance.phase is Phase.HALTING
+    steps.teardown(transition)
+    snapshot.destroy(transition.layout, transition.zonename)
+    steps.post(transition, transition.state, Command.HALT)
+    transition.notice(Notice.HALTED if halting else Notice.BOOTFAILED, "")
+    return True
