@@ -21,7 +21,9 @@ OLDEST_PYTHON = (3, 9)
 
 
 def _system_mounts() -> tuple[PlatformMount, ...]:
-    folders = [f"/{name}" for name in SYSTEM_FOLDERS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
+    folders = [
+        f"/{name}" for name in SYSTEM_FOLDERS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
+    ]
     return tuple(PlatformMount(folder, folder, options=("ro", "nodev")) for folder in ("/usr", *folders))
 
 
@@ -50,17 +52,23 @@ class Native(Brand):
         if not os.access(self.folder / "init", os.X_OK):
             raise BrandError("{path} is not executable", path=self.folder / "init")
         if not os.path.isdir("/usr/local") or os.path.islink("/usr/local"):
-            raise BrandError("/usr/local of this host is not a folder, the zone's own cannot be mounted there")
-        if zone.root.is_dir():
-            self._check_shape(zone.root)
+            raise BrandError(
+                "/usr/local of this host is not a folder, the zone's own cannot be mounted there"
+            )
+        if os.path.isdir(zone.root):
+            self._check_shape(Path(zone.root))
 
     def _check_interpreter(self) -> None:
         if not os.access(INTERPRETER, os.X_OK):
-            raise BrandError("a native zone needs {path} on the host: its init is written in Python", path=INTERPRETER)
+            raise BrandError(
+                "a native zone needs {path} on the host: its init is written in Python", path=INTERPRETER
+            )
         target = os.path.basename(os.path.realpath(INTERPRETER))  # python3.11: asking it would cost its start
         version = target.removeprefix("python").split(".")
         if len(version) == 2 and version[1].isdigit() and (3, int(version[1])) < OLDEST_PYTHON:
-            raise BrandError("{path} is {found}, a native zone needs 3.9 or newer", path=INTERPRETER, found=target)
+            raise BrandError(
+                "{path} is {found}, a native zone needs 3.9 or newer", path=INTERPRETER, found=target
+            )
 
     def _check_shape(self, root: Path) -> None:
         """A host that merged /bin into /usr after the zone was installed (or the other way) leaves it without programs."""
@@ -74,19 +82,21 @@ class Native(Brand):
 
     def install(self, zone: ZoneInfo, arguments: Sequence[str]) -> None:
         """Make the root.  Takes no arguments."""
-        from . import skeleton  # only install needs it, and the brand is loaded for every transition
+        from . import skeleton  # not at the top: the brand is loaded for every transition
 
         if arguments:
             raise UsageError("brand 'native' takes no install options; usage: zonemgr install NAME")
         if os.path.lexists(zone.root):
             raise BrandError("{root} exists already", root=zone.root)
         try:
-            skeleton.build(zone.root, zone.config.hostname or zone.zonename, SYSTEM_FOLDERS)
+            skeleton.build(Path(zone.root), zone.config.hostname or zone.zonename, SYSTEM_FOLDERS)
         except OSError as error:
-            raise NotCompleted("{path}: {why}", path=error.filename or zone.root, why=error.strerror) from error
+            raise NotCompleted(
+                "{path}: {why}", path=error.filename or zone.root, why=error.strerror
+            ) from error
 
     def unconfigure(self, zone: ZoneInfo) -> None:
         """A copy of a zone is another machine: it gets an id of its own, and its services make new host keys."""
         from . import skeleton
 
-        skeleton.new_identity(zone.root)
+        skeleton.new_identity(Path(zone.root))

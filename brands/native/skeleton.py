@@ -36,9 +36,15 @@ FOLDERS: Final = (
     ("tmp", 0o1777),
     ("usr", 0o755),
     ("usr/local", 0o755),
-    *((f"usr/local/{name}", 0o755) for name in ("bin", "etc", "games", "include", "lib", "libexec", "sbin", "share", "src")),
+    *(
+        (f"usr/local/{name}", 0o755)
+        for name in ("bin", "etc", "games", "include", "lib", "libexec", "sbin", "share", "src")
+    ),
     ("var", 0o755),
-    *((f"var/{name}", 0o755) for name in ("cache", "lib", "lib/misc", "local", "log", "opt", "spool", "spool/mail")),
+    *(
+        (f"var/{name}", 0o755)
+        for name in ("cache", "lib", "lib/misc", "local", "log", "opt", "spool", "spool/mail")
+    ),
     ("var/tmp", 0o1777),
 )
 LINKS: Final = (
@@ -53,13 +59,53 @@ LINKS: Final = (
     ("var/run", "/run"),
 )
 COPIED: Final = (
-    *("adduser.conf", "bash.bashrc", "debian_version", "deluser.conf", "ethertypes", "gai.conf", "host.conf", "inputrc"),
-    *("ld.so.cache", "ld.so.conf", "locale.alias", "locale.conf", "localtime", "login.defs", "magic", "manpath.config"),
-    *("mime.types", "netconfig", "networks", "os-release", "protocols", "redhat-release", "rpc", "services", "shells"),
+    *(
+        "adduser.conf",
+        "bash.bashrc",
+        "debian_version",
+        "deluser.conf",
+        "ethertypes",
+        "gai.conf",
+        "host.conf",
+        "inputrc",
+    ),
+    *(
+        "ld.so.cache",
+        "ld.so.conf",
+        "locale.alias",
+        "locale.conf",
+        "localtime",
+        "login.defs",
+        "magic",
+        "manpath.config",
+    ),
+    *(
+        "mime.types",
+        "netconfig",
+        "networks",
+        "os-release",
+        "protocols",
+        "redhat-release",
+        "rpc",
+        "services",
+        "shells",
+    ),
     *("system-release", "timezone", "xattr.conf", "ssl/openssl.cnf", "default/locale", "default/useradd"),
 )
-COPIED_FOLDERS: Final = ("alternatives", "fonts", "groff", "ld.so.conf.d", "perl", "ssl/certs", "terminfo", "vim")
-CERTIFICATES: Final = ("pki/tls/certs/ca-bundle.crt", "ssl/ca-bundle.pem")  # where other distributions keep the bundle
+COPIED_FOLDERS: Final = (
+    "alternatives",
+    "fonts",
+    "groff",
+    "ld.so.conf.d",
+    "perl",
+    "ssl/certs",
+    "terminfo",
+    "vim",
+)
+CERTIFICATES: Final = (
+    "pki/tls/certs/ca-bundle.crt",
+    "ssl/ca-bundle.pem",
+)  # where other distributions keep the bundle
 FILE_MAX_BYTES: Final = 512 << 10
 SYSTEM_ID_MAX: Final = 999
 NOBODY_ID: Final = 65534
@@ -90,13 +136,20 @@ for script in /etc/profile.d/*.sh; do
 done
 unset script
 """
-_UNIX: Final = "".join(f"{kind:<8} required pam_unix.so\n" for kind in ("auth", "account", "password", "session"))
+_UNIX: Final = "".join(
+    f"{kind:<8} required pam_unix.so\n" for kind in ("auth", "account", "password", "session")
+)
 _ROOT_MAY: Final = "auth     sufficient pam_rootok.so\n" + _UNIX
 PAM: Final = {
     "other": _UNIX,
-    **{f"common-{kind}": f"{kind:<8} required pam_unix.so\n" for kind in ("auth", "account", "password", "session")},
+    **{
+        f"common-{kind}": f"{kind:<8} required pam_unix.so\n"
+        for kind in ("auth", "account", "password", "session")
+    },
     "common-session-noninteractive": "session  required pam_unix.so\n",
-    **dict.fromkeys(("chfn", "chpasswd", "chsh", "newusers", "runuser", "runuser-l", "su", "su-l"), _ROOT_MAY),
+    **dict.fromkeys(
+        ("chfn", "chpasswd", "chsh", "newusers", "runuser", "runuser-l", "su", "su-l"), _ROOT_MAY
+    ),
 }
 
 

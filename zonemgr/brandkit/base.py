@@ -36,20 +36,21 @@ class NotCompleted(BrandError):
 class ZoneInfo:
     """The zone a hook is about.
 
-    ``zonepath`` and ``root`` are paths on the host; ``layout_root`` is the instance's root (``/`` unless ``--root``),
-    ``altroot`` the alternate root of a Solaris ``-R``.
+    ``zonepath`` and ``root`` (the zone's root below it) are absolute paths on the host; ``layout_root`` is the instance's
+    root (``/`` unless ``--root``), ``altroot`` the alternate root of a Solaris ``-R``, else empty.
     """
 
     zonename: str
-    zonepath: Path
+    zonepath: str
+    root: str
     config: Zone
-    layout_root: Path = Path("/")
-    altroot: Path | None = None
+    layout_root: str = "/"
+    altroot: str = ""
 
-    @property
-    def root(self) -> Path:
-        """The zone's root on the host."""
-        return self.zonepath / "root"
+    @classmethod
+    def of(cls, zone: Zone, layout_root: str = "/") -> ZoneInfo:
+        """What a hook is told of a zone with this configuration."""
+        return cls(zone.zonename, zone.zonepath, f"{zone.zonepath}/root", zone, layout_root)
 
 
 class Brand:
@@ -69,9 +70,16 @@ class Brand:
     init: ClassVar[str] = "/sbin/init"
     init_arguments: ClassVar[tuple[str, ...]] = ()  # before the boot arguments
     init_environment: ClassVar[Mapping[str, str]] = {}  # besides container, container_uuid and PATH
-    login_command: ClassVar[tuple[str, ...]] = ()  # may hold {user}; empty: the shell of the zone's passwd entry
-    shutdown_command: ClassVar[tuple[str, ...]] = ("/sbin/init", "0")  # run inside the zone; its own exit is waited for
-    shutdown_signal: ClassVar[str] = ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
+    login_command: ClassVar[
+        tuple[str, ...]
+    ] = ()  # may hold {user}; empty: the shell of the zone's passwd entry
+    shutdown_command: ClassVar[tuple[str, ...]] = (
+        "/sbin/init",
+        "0",
+    )  # run inside the zone; its own exit is waited for
+    shutdown_signal: ClassVar[str] = (
+        ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
+    )
 
     # -- what the zone may do
     default_privileges: ClassVar[frozenset[str]] = DEFAULT_CAPABILITIES

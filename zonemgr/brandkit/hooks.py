@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from zonemgr.brandkit.base import Brand, NotCompleted, ZoneInfo
-from zonemgr.errors import BrandError, StateError, UsageError, ZoneError
+from zonemgr.errors import BrandError, UsageError, ZoneError
 from zonemgr.linux import process
+from zonemgr.wire.start import TRANSITION_VARIABLE
 
 LINE_MAX: Final = 1023  # characters; the reference's 1024 includes the NUL
-TRANSITION_VARIABLE: Final = "ZONEMGR_IN_TRANSITION"
 _EXEC_FAILED: Final = 4
 _READ_BYTES: Final = 65536
 
@@ -42,7 +42,9 @@ class HookError(BrandError):
     """A hook did not end by itself: a signal, the deadline, or a program that could not be started."""
 
 
-def run_brand_hook(brand: Brand, hook: str, zone: ZoneInfo, *arguments: object, deadline_s: float, say: Say) -> int:
+def run_brand_hook(
+    brand: Brand, hook: str, zone: ZoneInfo, *arguments: object, deadline_s: float, say: Say
+) -> int:
     """Run one hook of a brand and return its exit status; one that the brand does not have is 0 and costs nothing.
 
     Raises HookError.
@@ -79,18 +81,11 @@ def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zonename: st
     return _decode(status, name)
 
 
-def check_not_inside(zonename: str) -> None:
-    """Refuse a command for the zone whose hook we are part of: it would wait for itself.  Raises StateError."""
-    if os.environ.get(TRANSITION_VARIABLE) == zonename:
-        raise StateError(
-            "{zonename}: a hook of this zone cannot command it: the transition it is part of would wait for itself",
-            zonename=zonename,
-        )
-
-
 def _decode(status: int, name: str) -> int:
     if os.WIFSIGNALED(status):
-        raise HookError("{name} unexpectedly terminated due to signal {number}", name=name, number=os.WTERMSIG(status))
+        raise HookError(
+            "{name} unexpectedly terminated due to signal {number}", name=name, number=os.WTERMSIG(status)
+        )
     code = os.WEXITSTATUS(status)
     if code == _EXEC_FAILED:
         raise HookError("failed to exec {name}", name=name)
@@ -214,7 +209,11 @@ def _settle(output_fd: int, parent: int, zonename: str) -> None:
 
 
 def _environment(zonename: str) -> Mapping[str, str]:
-    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+    environment = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+    }
     return environment | ({TRANSITION_VARIABLE: zonename} if zonename else {})
 
 
@@ -228,7 +227,7 @@ def _result(call: Call, name: str) -> int:
         return _code_of(error)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - foreign code, and we leave by os._exit in any case
         print(f"{name}: {_describe(error)}")
         return HookExit.FATAL
     if result is None:
@@ -251,10 +250,10 @@ def _describe(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
-    trace, place = error.__traceback__, ""
+    trace, place, own = error.__traceback__, "", False
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if filename.endswith("/brand.py") or not place:
-            place = f" ({filename}:{trace.tb_lineno})"
+        if filename.endswith("/brand.py") or not own:  # the brand's own line says more than one in a library
+            place, own = f" ({filename}:{trace.tb_lineno})", filename.endswith("/brand.py")
         trace = trace.tb_next
     return text + place

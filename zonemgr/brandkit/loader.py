@@ -101,7 +101,8 @@ def _places(layout: Layout) -> tuple[_Place, ...]:
 
 
 def _entry_points() -> tuple[EntryPoint, ...]:
-    from importlib.metadata import entry_points  # reads the metadata of every installed package: 20 ms and more
+    # Here, since it reads the metadata of every installed package: 20 ms and more.
+    from importlib.metadata import entry_points
 
     return tuple(entry_points(group=ENTRY_POINTS))
 
@@ -154,7 +155,9 @@ def _load_folder(folder: Path, source: str) -> Brand:
     try:
         checks.brand_name(folder.name)
     except Refused as refused:
-        raise BrandError("{path}: the folder's name is the brand's: brand {why}", path=path, why=refused) from None
+        raise BrandError(
+            "{path}: the folder's name is the brand's: brand {why}", path=path, why=refused
+        ) from None
     if source == DROP_IN:
         _check_owner(path)
     module = _execute(path)

@@ -1,0 +1,235 @@
+"""Whether a zone could be run here as far as its files, links and file systems go (reference, section 6.4, verify_details).
+
+Every finding goes to ``say`` in the reference's words; one error at the end says that the zone failed.  What needs the
+brand is in ``brandkit.verify``.  For every command but ``verify`` a zonepath with a wrong owner or mode is repaired.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError
+from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
+from zonemgr.model.states import State
+from zonemgr.model.zone import FsResource, Zone
+from zonemgr.store import settings, zones
+from zonemgr.store.paths import Layout
+from zonemgr.store.zones import Entry
+
+Say = Callable[[str], None]
+
+MAKES_ZONEPATH: Final = frozenset({"install", "clone", "move"})
+MAKES_ROOT: Final = frozenset({"install", "clone"})
+DETACHED_MARKER: Final = "SUNWdetached.xml"
+NFS_MAGIC: Final = 0x6969
+REFUSED_TYPES: Final = frozenset(
+    {"proc", "sysfs", "mntfs", "autofs", "cachefs", "cgroup", "cgroup2", "devtmpfs"}
+)
+BIND_TYPES: Final = frozenset({"bind", "lofs"})
+
+_BITS: Final = (
+    (0o400, True, "owner", "readable"),
+    (0o200, True, "owner", "writable"),
+    (0o100, True, "owner", "executable"),
+    (0o040, False, "group", "readable"),
+    (0o020, False, "group", "writable"),
+    (0o010, False, "group", "executable"),
+    (0o004, False, "world", "readable"),
+    (0o002, False, "world", "writable"),
+    (0o001, False, "world", "executable"),
+)
+_PARENT_BITS: Final = tuple(bit for bit in _BITS if bit[0] in (0o400, 0o200, 0o100, 0o020, 0o002))
+
+
+def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) -> None:
+    """Check the zone on behalf of ``command`` (a verb).  Raises ConfigError after everything found has been said."""
+    errors = [
+        *_zonepath(layout, zone, entry, command, say),
+        *_file_systems(zone),
+    ]
+    for text in errors:
+        say(text)
+    for text in _network_warnings(layout, zone, command):
+        say(f"WARNING: {text}")
+    if errors:
+        raise ConfigError("zone {zonename} failed to verify", zonename=zone.zonename)
+
+
+# -- the zonepath -----------------------------------------------------------------------------------------------
+
+
+def _zonepath(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) -> Iterator[str]:
+    path = zone.zonepath
+    if not path.startswith("/"):
+        yield f"{path} is not an absolute path."
+        return
+    yield from _overlaps(layout, zone)
+    missing = not os.path.lexists(path)
+    if missing:
+        if command in MAKES_ZONEPATH:
+            yield from _make(path)
+        elif command == "verify":
+            say(f"WARNING: {path} does not exist, so it could not be verified; install makes it.")
+            return
+        else:
+            yield f"{path}: No such file or directory"
+    if not os.path.lexists(path):
+        return
+    if os.path.realpath(path) != os.path.normpath(path):
+        yield f"{path}: Resolved path mismatch"
+        return
+    if not os.path.isdir(path):
+        yield f"{path} is not a directory."
+        return
+    yield from _parent(path)
+    yield from _owner_and_mode(path, command, say)
+    yield from _file_system_of(path, say)
+    yield from _root(path, entry, command)
+
+
+def _make(path: str) -> Iterator[str]:
+    """The zonepath 0700, missing parents 0755."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
+    except OSError as error:
+        yield f"cannot make {error.filename or path}: {error.strerror}"
+
+
+def _overlaps(layout: Layout, zone: Zone) -> Iterator[str]:
+    """Another zone that has files there would be destroyed with this one, or hold it."""
+    mine = os.path.realpath(zone.zonepath)
+    for name in zones.names(layout):
+        try:
+            other = zones.read_entry(layout, name)
+        except (NoSuchZoneError, PlatformError):
+            continue
+        if name == zone.zonename or other.state is State.CONFIGURED or not other.zonepath:
+            continue
+        theirs = os.path.realpath(other.zonepath)
+        if os.path.commonpath((mine, theirs)) in (mine, theirs):
+            yield f"{zone.zonepath} overlaps {other.zonepath}, the zonepath of zone {name}."
+
+
+def _wrong_bits(path: str, mode: int, bits: tuple[tuple[int, bool, str, str], ...] = _BITS) -> Iterator[str]:
+    for bit, wanted, who, what in bits:
+        if bool(mode & bit) != wanted:
+            yield f"{path} must {'' if wanted else 'not '}be {who} {what}."
+
+
+def _owner_and_mode(path: str, command: str, say: Say) -> Iterator[str]:
+    status = os.stat(path)
+    wrong_owner = status.st_uid != 0
+    wrong_mode = stat.S_IMODE(status.st_mode) != 0o700
+    if command == "verify":
+        if wrong_owner:
+            yield f"{path} is not owned by root."
+        yield from _wrong_bits(path, status.st_mode)
+        return
+    try:
+        if wrong_owner:
+            say(f"{path}: changing owner to root.")
+            os.chown(path, 0, 0)
+        if wrong_mode:
+            say(f"{path}: changing permissions to 0700.")
+            os.chmod(path, 0o700)
+    except OSError as error:
+        yield f"{path}: {error.strerror}"
+
+
+def _parent(path: str) -> Iterator[str]:
+    """Who may write the parent may replace the zonepath.  Not repaired: it is not ours."""
+    parent = os.path.dirname(os.path.normpath(path))
+    if parent == os.path.normpath(path):
+        yield f"{path} is its own parent."
+        return
+    status = os.stat(parent)
+    if status.st_uid != 0:
+        yield f"{parent} is not owned by root."
+    bits = _PARENT_BITS
+    if status.st_mode & stat.S_ISVTX and status.st_uid == 0:  # /tmp: nobody else may rename what is root's
+        bits = tuple(bit for bit in bits if bit[3] != "writable" or bit[2] == "owner")
+    yield from _wrong_bits(parent, status.st_mode, bits)
+
+
+def _file_system_of(path: str, say: Say) -> Iterator[str]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        kind = file_system_type(descriptor)
+    finally:
+        os.close(descriptor)
+    if kind == NFS_MAGIC:
+        yield f"Zonepath {path} is on an NFS mounted file system."
+    if kind == TMPFS_MAGIC:
+        say(f"WARNING: {path} is on a temporary file system.")
+    if os.statvfs(path).f_flag & os.ST_NOSUID:
+        # The reference refuses.  Here a zone may well live without set-user-id programs of its own.
+        say(f"WARNING: Zonepath {path} is on a nosuid file system.")
+
+
+def _root(path: str, entry: Entry, command: str) -> Iterator[str]:
+    root = f"{path}/root"
+    if command == "attach" or not os.path.lexists(root):
+        return
+    if entry.state is State.CONFIGURED and os.path.lexists(f"{path}/{DETACHED_MARKER}"):
+        yield f"Cannot {command} detached zone."
+        yield f"Use attach or remove {path} directory."
+        return
+    if entry.state is State.CONFIGURED and command in MAKES_ROOT:
+        yield f"{root} exists already; use attach, or remove it."
+        return
+    status = os.lstat(root)
+    if not stat.S_ISDIR(status.st_mode):
+        yield f"{root} is not a directory."
+        return
+    if status.st_uid not in (
+        0,
+        entry.uid_base,
+    ):  # a root whose ids had to be shifted on disk belongs to the zone's root
+        yield f"{root} is not owned by root."
+    if stat.S_IMODE(status.st_mode) != 0o755:
+        yield f"{root} mode is not 0755."
+
+
+# -- resources --------------------------------------------------------------------------------------------------
+
+
+def _file_systems(zone: Zone) -> Iterator[str]:
+    for resource in zone.fs:
+        try:
+            yield from _file_system(resource)
+        except OSError as error:
+            yield f"could not verify fs {resource.dir}: could not access {resource.special}: {error.strerror}"
+
+
+def _file_system(resource: FsResource) -> Iterator[str]:
+    if resource.type in REFUSED_TYPES or resource.type.startswith("nfs"):
+        yield f"cannot verify fs {resource.dir}: type {resource.type} is not allowed."
+    elif resource.type in BIND_TYPES or resource.special.startswith("/"):
+        os.stat(resource.special)
+    if resource.raw:
+        os.stat(resource.raw)
+        if not _has_program(f"fsck.{resource.type}"):
+            yield f"could not verify fs {resource.dir}: there is no fsck.{resource.type} to check {resource.raw} with."
+
+
+def _has_program(name: str) -> bool:
+    return any(
+        os.access(f"{folder}/{name}", os.X_OK) for folder in ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
+    )
+
+
+def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]:
+    """Links may appear later, so a missing one is worth a warning only; those of a running zone are in the zone."""
+    if command == "reboot":
+        return
+    made_on_demand = settings.load(layout).bridge if zone.net else ""
+    for resource in zone.net:
+        name = resource.physical or resource.anet
+        if name and name != made_on_demand and not Path("/sys/class/net", name).exists():
+            yield f"skipping network interface '{name}' which is not present in the global zone."
