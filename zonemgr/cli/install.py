@@ -89,12 +89,12 @@ def run_hook(
     session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments: Sequence[str], deadline_s: float
 ) -> int:
     """Run a hook of the brand; its exit status.  One that did not end by itself has been reported, and is fatal."""
-    from zonemgr.brandkit.hooks import HookError
+    from zonemgr.brandkit.hooks import HookError, run_brand_hook
 
     say = say_of(session, info.zonename)
     try:
         with undisturbed():
-            return run_brandrun_hook(brand, hook, info, tuple(arguments), deadline_s=deadline_s, say=say)
+            return run_brand_hook(brand, hook, info, tuple(arguments), deadline_s=deadline_s, say=say)
     except HookError as error:
         session.report(error, info.zonename)
         return HookExit.FATAL
@@ -149,8 +149,9 @@ def _installed(session: Session, info: ZoneInfo, status: int) -> int:
         return Exit.OK
     # The reference leaves a zone whose install options were wrong incomplete.  Nothing was made: no reason to.
     if status in (HookExit.USAGE, HookExit.NOT_COMPLETED):
-        zonepath.cleanup(info.zonepath, say_of(session, name))
-        forget(layout, name)
+        with undisturbed():
+            zonepath.cleanup(info.zonepath, say_of(session, name))
+            forget(layout, name)
         return Exit.USAGE if status == HookExit.USAGE else Exit.ERROR
     raise BrandError("install of brand '{brand}' failed; uninstall cleans up", brand=info.config.brand)
 
