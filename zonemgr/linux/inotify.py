@@ -10,6 +10,7 @@ import select
 import struct
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from zonemgr.linux import libc
 
@@ -83,7 +84,7 @@ class Inotify:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Inotify:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

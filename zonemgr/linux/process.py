@@ -196,6 +196,15 @@ def pidfd_signal(pidfd: int, number: int) -> None:
         return
 
 
+def pid_of(pidfd: int) -> int:
+    """The pid behind a pidfd, as we see it.  ProcessLookupError when it has ended and been waited for."""
+    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
+        key, _, value = line.partition(":")
+        if key == "Pid" and int(value) > 0:
+            return int(value)
+    raise libc.error("pid_of", 3)
+
+
 def wait_pidfd(pidfd: int, timeout_s: float | None = None) -> bool:
     """Wait until the process has ended.  False when the time is up."""
     poller = select.poll()

@@ -71,18 +71,17 @@ def root_tree(op: plan.RootTree, stage: Stage) -> None:
     try:
         _map_ids(tree_fd, stage, op.path)
         mounts.set_attributes(tree_fd, set=mounts.ATTR_NODEV)
-        _become_root(stage, tree_fd, op.path)
+        _become_root(stage, tree_fd)
     finally:
         os.close(tree_fd)
 
 
 def scratch_root(op: plan.ScratchRoot, stage: Stage) -> None:
     """The scratch zone's tmpfs, with the links that make the host's programs found."""
-    os.makedirs(op.path, 0o755, exist_ok=True)
     options: dict[str, str | None] = {"mode": "755", "uid": str(stage.uid_base), "gid": str(stage.uid_base)}
     tree_fd = mounts.make_filesystem("tmpfs", options, attributes=mounts.ATTR_NODEV)
     try:
-        _become_root(stage, tree_fd, op.path)
+        _become_root(stage, tree_fd)
     finally:
         os.close(tree_fd)
     for link in op.links:
@@ -90,13 +89,16 @@ def scratch_root(op: plan.ScratchRoot, stage: Stage) -> None:
         os.symlink(target, name, dir_fd=stage.root_fd)
 
 
-def _become_root(stage: Stage, tree_fd: int, path: str) -> None:
-    target_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _become_root(stage: Stage, tree_fd: int) -> None:
+    """Attach the tree beside everything: the zone's folders on the host stay reachable below their own paths until the pivot."""
+    place = stage.layout.zone_run(stage.zonename) / "tree"
+    place.mkdir(mode=0o700, exist_ok=True)
+    target_fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         mounts.move_mount(tree_fd, target_fd)
     finally:
         os.close(target_fd)
-    stage.root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    stage.root_fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _map_ids(tree_fd: int, stage: Stage, what: str, recursive: bool = False) -> None:
@@ -107,7 +109,7 @@ def _map_ids(tree_fd: int, stage: Stage, what: str, recursive: bool = False) -> 
         mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=stage.born.user_fd, recursive=recursive)
     except OSError as error:
         raise PlatformError(
-            "cannot map ids on {what}: {why} (its file system does not support id-mapped mounts)",
+            "cannot map ids on {what}: {why}",
             what=what,
             why=explain(error),
         ) from None
@@ -154,7 +156,7 @@ def _map_bind(op: plan.Bind, tree_fd: int, stage: Stage, flags: int) -> None:
         mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=owner_fd, recursive=op.recursive)
     except OSError as error:
         raise PlatformError(
-            "cannot map the owner of '{special}': {why} (its file system does not support id-mapped mounts)",
+            "cannot map the owner of '{special}': {why}",
             special=op.special,
             why=explain(error),
         ) from None

@@ -66,7 +66,7 @@ def _wait_for_link(name: str) -> None:
 
 
 def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:
-    remains.cgroup.remove()
+    remains.cgroup.remove_platform()
 
 
 _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {

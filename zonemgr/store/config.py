@@ -65,8 +65,12 @@ class Draft:
         return toml.parse(self.text.encode(), str(self.layout.config(self.zonename)))
 
     def zone(self) -> Zone:
-        """The configuration that the text makes.  Raises ConfigError, whose place is that of the file to be."""
-        return zones.from_table(self.layout, self.zonename, *self._parsed())
+        """The configuration that the text makes.  Raises ConfigError; the place is told while it is the file's."""
+        table, lines = self._parsed()
+        if not self.changed:
+            return zones.from_table(self.layout, self.zonename, table, lines)
+        path = str(self.layout.zonepath(self.zonename))
+        return Zone.from_table(table, filename="", zonename=self.zonename, default_zonepath=path)
 
     def replace(self, text: str) -> None:
         """Take another text instead (``create``, ``revert``)."""
@@ -313,10 +317,14 @@ def check_addresses(layout: Layout, zone: Zone) -> None:
     for address in wanted.bridge_address:
         bare = address.partition("/")[0]
         if bare in mine and any(link.anet == wanted.bridge for link in zone.net):
-            raise ConfigError("net: {address} is the address of the bridge {bridge}", address=bare, bridge=wanted.bridge)
+            raise ConfigError(
+                "net: {address} is the address of the bridge {bridge}", address=bare, bridge=wanted.bridge
+            )
     for other in others(layout, zone.zonename):
         for address in sorted(addresses(other) & mine):
-            raise ConfigError("net: {address} is configured in zone '{other}' too", address=address, other=other.zonename)
+            raise ConfigError(
+                "net: {address} is configured in zone '{other}' too", address=address, other=other.zonename
+            )
 
 
 def addresses(zone: Zone) -> set[str]:
@@ -342,6 +350,71 @@ def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]
         found.append(f"{free}/{router.network.prefixlen}")
         routers.append(str(router.ip))
     return found, routers
+
+
+def new_text(layout: Layout, zonename: str, *, brand: str, net: bool) -> str:
+    """A new zone's file.  With ``net``: one link on the default bridge.  The caller holds the ``edit_lock``."""
+    from zonemgr.store import settings
+
+    text = (
+        f"# Zone {zonename}.  `zonemgr config {zonename}` changes this file, and so may you;"
+        " comments are kept.\n"
+        + _statement("zonename", zonename)
+        + "\n"
+        + _statement("zonepath", str(layout.zonepath(zonename)))
+        + "\n"
+        + _statement("brand", brand)
+        + "\nautoboot = false\n"
+    )
+    if not net:
+        return text
+    found, routers = free_addresses(layout, zonename)
+    link = {"anet": settings.load(layout).bridge, "address": found, "defrouter": routers}
+    lines = [_statement(key, value) for key, value in link.items()]
+    return "\n".join([text, "# A link of its own on the host's bridge.", "[[net]]", *lines]) + "\n"
+
+
+def text_from_template(layout: Layout, zonename: str, template: str) -> str:
+    """A new zone's file from ``templates/TEMPLATE.toml`` or from another zone's file.  Raises ConfigError.
+
+    What only one zone can have is not taken over: name, path, host name, host id; a link on the default bridge gets
+    addresses of its own, any other link of a zone loses its own.
+    """
+    path = layout.etc / "templates" / f"{template}.toml"
+    source = files.read_bytes(path) if _is_plain(template) else None
+    is_zone = source is None
+    if source is None:
+        path = layout.config(template)
+        source = files.read_bytes(path) if _is_plain(template) else None
+    if source is None:
+        raise ConfigError("there is neither a template nor a zone named '{template}'", template=template)
+    toml.parse(source, str(path))
+    draft = Draft(layout, zonename, source.decode().replace("\r\n", "\n"), None)
+    for key in ("zonename", "zonepath", *(("hostname", "hostid") if is_zone else ())):
+        draft.clear((), key)
+    draft.set((), "zonename", zonename)
+    if is_zone:
+        _renew_addresses(draft)
+    return draft.text
+
+
+def _is_plain(name: str) -> bool:
+    return "/" not in name and not name.startswith(".")
+
+
+def _renew_addresses(draft: Draft) -> None:
+    from zonemgr.store import settings
+
+    bridge = settings.load(draft.layout).bridge
+    given = False
+    for index, link in enumerate(draft.table.get("net", [])):
+        for key in ("address", "allowed-address", "defrouter", "mac-address", "mac-addr"):
+            draft.clear(("net", index), key)
+        if link.get("anet", link.get("lower-link")) == bridge and not given:
+            given = True
+            found, routers = free_addresses(draft.layout, draft.zonename)
+            draft.set(("net", index), "address", found)
+            draft.set(("net", index), "defrouter", routers)
 
 
 def canonical(kind: schema.Resource, table: Mapping[str, Any]) -> dict[str, object]:

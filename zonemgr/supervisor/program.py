@@ -19,6 +19,7 @@ from zonemgr.store.instance import Phase
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import observe
 from zonemgr.store.paths import Layout
+from zonemgr.supervisor import log
 
 LOCK_PATIENCE_S = 10.0  # a predecessor that is leaving lets go of its lock within this
 
@@ -137,10 +138,9 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
         supervisors.leave_v1()
         status = _supervise(layout, zonename, starter)
     except Exception as error:
-        import syslog
         import traceback
 
-        syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
+        log.error(traceback.format_exc())
         starter.say(error.text if isinstance(error, ZoneError) else f"internal error: {error!r}")
     finally:
         _leave_cgroup(layout, zonename)
@@ -148,11 +148,9 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
 
 
 def _supervise(layout: Layout, zonename: str, starter: Starter) -> int:
-    import syslog
-
     from zonemgr.supervisor.serve import Supervisor
 
-    syslog.openlog("zonemgr", syslog.LOG_PID, syslog.LOG_DAEMON)
+    log.begin(layout, zonename)
     lock = FileLock(layout.zone_run(zonename) / "lock")
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while not lock.acquire(blocking=False):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import syslog
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
+from zonemgr.supervisor import log
 from zonemgr.supervisor import worker as workers
 from zonemgr.supervisor.anchor import Anchor
 from zonemgr.supervisor.console import Console, ConsoleLog
@@ -231,7 +231,7 @@ class Supervisor:
             if init_fd >= 0:
                 os.close(init_fd)
             return
-        syslog.syslog(syslog.LOG_ERR, f"[zone '{self.zonename}'] zsched was killed; the zone runs on")
+        log.error("zsched was killed; the zone runs on")
         if init_fd >= 0:
             self.anchor_fds["init"] = init_fd
             self.loop.watch(init_fd, lambda _events: self._orphan_ended())
@@ -279,7 +279,7 @@ class Supervisor:
         request = Request(command, generation=generation)
         delay_s = self._brake() if command is Command.REBOOT else 0.0
         if delay_s:
-            self._log(message("zone reboots too often: waiting {delay:.0f} seconds", delay=delay_s))
+            log.error(message("zone reboots too often: waiting {delay:.0f} seconds", delay=delay_s))
             self.loop.after(delay_s, lambda: self._enqueue(request))
         else:
             self._enqueue(request)
@@ -293,9 +293,6 @@ class Supervisor:
         instances.write(self.layout, instance.but(quick_reboots=quick))
         return 0.0 if quick <= FREE_REBOOTS else float(min(2 ** (quick - FREE_REBOOTS), BRAKE_MAX_S))
 
-    def _log(self, text: str) -> None:
-        syslog.syslog(syslog.LOG_ERR, f"[zone '{self.zonename}'] {text}")
-
     # -- the door -------------------------------------------------------------------------------------------
 
     def _accept(self, _events: int) -> None:
@@ -303,7 +300,7 @@ class Supervisor:
         try:
             peer = self.door.accept()
         except CallerError as error:
-            self._log(error.text)
+            log.error(error.text)
             return
         if peer is not None:
             self.peers.add(peer)
@@ -339,7 +336,6 @@ class Supervisor:
         method = self.introspection.handle(call)
         if method is None:
             return
-        self.asked = True
         if method == "GetState":
             call.reply({"zone": self._describe()})
         elif method == "Monitor":
@@ -365,6 +361,7 @@ class Supervisor:
         arguments = str(given.get("args") or "")
         timeout = given.get("timeout")
         request = Request(command, arguments, bool(given.get("update")), timeout, call)
+        self.asked = True
         if len(arguments) > BOOTARGS_MAX:
             self._finish(request, False, ["Boot argument list too long"])
             return
@@ -532,7 +529,7 @@ class Supervisor:
         assert request is not None
         request.messages.append(text)
         if request.call is None:
-            self._log(text)
+            log.error(text)
         elif not request.call.gone:
             request.call.reply({"message": text}, continues=True)
             self._watch_peer(request.call.peer)
@@ -602,7 +599,7 @@ class Supervisor:
         if call is None:
             if not ok:
                 for text in messages:
-                    self._log(text)
+                    log.error(text)
             return
         if not call.gone:
             peer, descriptor = call.peer, call.peer.fileno()

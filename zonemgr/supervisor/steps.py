@@ -178,8 +178,11 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             builder.commit()
         finally:
             builder.close()
-    except ZoneError:
-        _take_back(transition, ledger)
+    except ZoneError as error:
+        try:
+            _take_back(transition, ledger)
+        except ZoneError as second:
+            error.add_note(second.text)
         raise
     transition.recovering = False
     living = State.MOUNTED if mode.alternate else State.READY

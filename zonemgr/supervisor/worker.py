@@ -23,7 +23,7 @@ from zonemgr.model.states import Command, Notice
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot
 from zonemgr.store.instance import Mode, Phase
-from zonemgr.supervisor import steps
+from zonemgr.supervisor import log, steps
 from zonemgr.supervisor.steps import HookFailed, Transition
 from zonemgr.wire import packets
 
@@ -48,7 +48,7 @@ class Worker:
 def start(transition: Transition, job: Callable[[Transition, Reporter], bool], drop: Callable[[], None]) -> Worker:
     """Fork a worker for a job.  ``drop`` runs first in the child: it lets go of what only the supervisor may hold."""
     ours, theirs = packets.pair()
-    transition.cgroup.create()
+    transition.cgroup.create_work()
     work_fd = transition.cgroup.work_fd()
     parent = os.getpid()
     pid, pid_fd = process.clone3(0, cgroup_fd=work_fd)
@@ -107,10 +107,8 @@ def _be_worker(
             _explain(transition, error)
             ok = False
         except Exception:
-            import syslog
-
             text = traceback.format_exc()
-            syslog.syslog(syslog.LOG_ERR, text)
+            log.error(text)
             transition.say(message("internal error: {why}", why=text.strip().splitlines()[-1]))
             ok = False
         reporter.done(ok)

@@ -75,7 +75,7 @@ class ZoneCgroup:
         """Make all folders.  Idempotent, and safe while other zones come and go in the shared base folder."""
         make_below_base(self.path)
         for part in Part:
-            _make(self.part_path(part))
+            _make_anew(self.part_path(part))
         self._hand_controllers_down()
         payload = self.part_path(Part.PAYLOAD)
         _write(payload / "cgroup.max.descendants", str(MAX_DESCENDANTS))
@@ -84,6 +84,11 @@ class ZoneCgroup:
             make_below_base(folder)
             if (folder / "cpuset.cpus").exists():
                 _inherit_cpuset(folder)
+
+    def create_work(self) -> None:
+        """Make only the folder that a transition's worker lives in.  Idempotent."""
+        make_below_base(self.path)
+        _make_anew(self.part_path(Part.WORK))
 
     def delegate(self, uid: int, gid: int | None = None) -> None:
         """Give ``payload`` to the zone's root: it may make folders and move its processes there, not lift its limits."""
@@ -100,8 +105,17 @@ class ZoneCgroup:
 
         Idempotent.  A folder that stays busy past the deadline is an error that names who is in it.
         """
+        self._remove((self.path, *self.v1_paths()), deadline_s)
+
+    def remove_platform(self, deadline_s: float = 2.0) -> None:
+        """Remove all but ``work``, in which the caller may be: whoever called it in removes the rest."""
+        kept = self.part_path(Part.WORK)
+        leaves = tuple(self.part_path(part) for part in Part if self.part_path(part) != kept)
+        self._remove((*leaves, *self.v1_paths()), deadline_s)
+
+    def _remove(self, folders: tuple[Path, ...], deadline_s: float) -> None:
         give_up = time.monotonic() + deadline_s
-        for folder in (self.path, *self.v1_paths()):
+        for folder in folders:
             self._remove_folder(folder, give_up)
             try:
                 folder.parent.rmdir()
@@ -277,6 +291,23 @@ def _make(folder: Path) -> None:
             raise PlatformError("'{name}' cannot be the name of a control group", name=folder.name) from None
     except OSError as error:
         raise _cannot("create", folder, error) from error
+
+
+def _make_anew(folder: Path) -> None:
+    """Make a leaf, in place of an empty one that is there.
+
+    Since Linux 6.14 a child that clone3 puts into a folder on which cgroup.kill was ever used is killed at birth: the kernel
+    compares the folder's count of kills with that of the folder which the parent is in.  A new folder counts from zero.
+    """
+    give_up = time.monotonic() + 2.0
+    while folder.is_dir() and not _flag((folder / "cgroup.events").read_bytes(), "populated"):
+        try:
+            folder.rmdir()
+        except OSError:
+            if time.monotonic() > give_up:
+                break
+            time.sleep(0.002)  # the last process is dead and not yet reaped: nothing tells when it is
+    _make(folder)
 
 
 def make_below_base(folder: Path) -> None:
