@@ -109,7 +109,7 @@ def test_a_removed_resource_takes_its_own_comment_and_no_other() -> None:
     assert "# scratch\n[[fs]]" in edited.text
     edited.remove("fs", 0)
     edited.remove("net", 0)
-    assert edited.text.endswith("autoboot = false\n\n# little\n[capped-memory]\nphysical = \"512M\"\n# the end\n")
+    assert edited.text.endswith('autoboot = false\n\n# little\n[capped-memory]\nphysical = "512M"\n# the end\n')
 
 
 def test_an_added_resource_comes_after_the_last_of_its_kind() -> None:
@@ -219,7 +219,7 @@ def test_a_save_is_checked_first_and_nothing_is_written_when_it_is_wrong(layout:
     layout.config("web").write_text(TEXT)
     edited = Draft.open(layout, "web")
     edited.set((), "autoboot", "maybe")
-    with pytest.raises(ConfigError, match="web.toml: line 4: autoboot must be true or false"):
+    with pytest.raises(ConfigError, match="^autoboot must be true or false, not a string$"):
         edited.save()
     assert layout.config("web").read_text() == TEXT
 

@@ -62,9 +62,7 @@ ALREADY = {
 def expected_cells() -> dict[tuple[State, Command], str]:
     rows = [line.split() for line in EXPECTED.strip().splitlines()]
     return {
-        (State.of(row[0]), Command(name)): letter
-        for row in rows
-        for name, letter in zip(COLUMNS, row[1:], strict=True)
+        (State.of(row[0]), Command(name)): letter for row in rows for name, letter in zip(COLUMNS, row[1:], strict=True)
     }
 
 
@@ -160,7 +158,7 @@ CLIENT_CASES = [
     ("install", None, State.INCOMPLETE, False, "zone is incomplete; uninstall required."),
     ("install", None, State.CONFIGURED, False, None),
     ("uninstall", None, State.CONFIGURED, False, "is already in state 'configured'."),
-    ("uninstall", State.SHUTTING_DOWN, State.INSTALLED, True, "uninstall operation is invalid for shutting_down zones."),
+    ("uninstall", State.DOWN, State.INSTALLED, True, "uninstall operation is invalid for down zones."),
     ("detach", None, State.INCOMPLETE, False, "must be installed before detach."),
     ("attach", None, State.INCOMPLETE, False, "zone is incomplete; uninstall required."),
     ("attach", None, State.INCOMPLETE, True, None),

@@ -53,13 +53,13 @@ def test_names_without_a_linux_counterpart_are_reported() -> None:
 def test_required_prohibited_and_unknown_privileges_are_refused_in_the_reference_s_words() -> None:
     with pytest.raises(ConfigError) as caught:
         evaluate("default,!kill", required=frozenset({"kill"}))
-    assert caught.value.text == "required privilege \"kill\" is missing from the zone's privilege set"
+    assert caught.value.text == 'required privilege "kill" is missing from the zone\'s privilege set'
     with pytest.raises(ConfigError) as caught:
         evaluate("default,sys_module", prohibited=frozenset({"sys_module"}))
-    assert caught.value.text == "privilege \"sys_module\" is not permitted within the zone's privilege set"
+    assert caught.value.text == 'privilege "sys_module" is not permitted within the zone\'s privilege set'
     with pytest.raises(ConfigError) as caught:
         evaluate("default,fly")
-    assert caught.value.text == "unknown privilege \"fly\" specified in the zone's privilege set"
+    assert caught.value.text == 'unknown privilege "fly" specified in the zone\'s privilege set'
 
 
 @pytest.mark.parametrize("text", ["net_raw,default", "!default", "default,zone", "zone", "default,,kill", "nett_raw"])

@@ -250,8 +250,8 @@ REFUSALS = [
      "web.toml: line 2: rctl zone.max-lwps and the property max-lwps are both given"),
     ('max-lwps = 200\n[[rctl]]\nname = "zone.max-lwps"\nvalue = "(priv=privileged,limit=300,action=none)"',
      "web.toml: line 2: max-lwps: An incompatible rctl already exists for this property"),
-    ('[dedicated-cpu]\nncpus = "2-1"', ("web.toml: line 2: dedicated-cpu: ncpus must be a number or a range such as 2-4,"
-     " not '2-1'")),
+    ('[dedicated-cpu]\nncpus = "2-1"',
+     "web.toml: line 2: dedicated-cpu: ncpus must be a number or a range such as 2-4, not '2-1'"),
     ('[dedicated-cpu]\nncpus = 2\n[capped-cpu]\nncpus = 1', ("web.toml: line 1: capped-cpu and dedicated-cpu are"
      " incompatible.")),
     ('pool = "p"\n[dedicated-cpu]\nncpus = 2',

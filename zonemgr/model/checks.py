@@ -114,7 +114,7 @@ def size_bytes(value: object) -> int:
     if isinstance(value, str):
         match = re.fullmatch(_SIZE, value.strip())
         if not match:
-            raise Refused(f"must be a size such as \"512M\" or \"1.5G\", not '{value}'")
+            raise Refused(f'must be a size such as "512M" or "1.5G", not \'{value}\'')
         count, unit = match[1], _UNITS[match[2].upper()]
         given = int(count) * unit if count.isdigit() else round(float(count) * unit)
     else:
@@ -174,9 +174,7 @@ def zone_name(value: object) -> str:
     if len(given) > ZONENAME_MAX:
         raise Refused(f"'{given}' has {len(given)} characters, {ZONENAME_MAX} is the most")
     if not re.fullmatch(_NAME, given):
-        raise Refused(
-            f"'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'"
-        )
+        raise Refused(f"'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'")
     return given
 
 
@@ -454,7 +452,7 @@ def rctl_value(value: object) -> RctlValue:
     priv, limit, action = parts
     good = priv in ("privileged", "basic") and action in ("none", "deny")
     if not good or isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise Refused(f"invalid rctl value: {value} (use \"(priv=privileged,limit=N,action=deny)\")")
+        raise Refused(f'invalid rctl value: {value} (use "(priv=privileged,limit=N,action=deny)")')
     return RctlValue(str(priv), limit, str(action))
 
 

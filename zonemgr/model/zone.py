@@ -257,9 +257,7 @@ class _Reader:
             place = ""
         return ConfigError(place + form, filename=self.filename, line=line, **arguments)
 
-    def zone(
-        self, table: Mapping[str, Any], zonename: str | None, default_zonepath: str | None
-    ) -> Zone:
+    def zone(self, table: Mapping[str, Any], zonename: str | None, default_zonepath: str | None) -> Zone:
         values: dict[str, Any] = {}
         for key, given in table.items():
             self.top_level(values, key, given)
@@ -286,9 +284,7 @@ class _Reader:
             return
         if not isinstance(given, list):
             raise self.fail((key,), "{key} is a list of tables: write [[{key}]], not [{key}]", key=key)
-        values[kind.field] = tuple(
-            self.resource((key, index), kind, item) for index, item in enumerate(given)
-        )
+        values[kind.field] = tuple(self.resource((key, index), kind, item) for index, item in enumerate(given))
 
     def name(self, values: dict[str, Any], zonename: str | None) -> None:
         """The file's place and its ``zonename`` agree, and there is one of them."""
@@ -311,9 +307,7 @@ class _Reader:
         near = schema.nearest(key, valid)
         if near is None:
             return self.fail(path, "unknown {what} '{key}'", what=what, key=key)
-        return self.fail(
-            path, "unknown {what} '{key}' (did you mean '{near}'?)", what=what, key=key, near=near
-        )
+        return self.fail(path, "unknown {what} '{key}' (did you mean '{near}'?)", what=what, key=key, near=near)
 
     def resource(self, path: Path, kind: Resource, given: object) -> object:
         if not isinstance(given, dict):

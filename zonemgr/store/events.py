@@ -42,9 +42,7 @@ def publish(layout: Layout, record: Mapping[str, Any], *, limit_bytes: int = LIM
     try:
         _append(layout, line, limit_bytes)
     except OSError as error:
-        raise PlatformError(
-            "cannot write {path}: {why}", path=events_path(layout), why=error.strerror
-        ) from error
+        raise PlatformError("cannot write {path}: {why}", path=events_path(layout), why=error.strerror) from error
 
 
 def _append(layout: Layout, line: bytes, limit_bytes: int) -> None:

@@ -1,0 +1,72 @@
+"""``create``: a zone's configuration begins.  Nothing else is made on disk here: that is ``install``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from zonemgr.cli.configtext import assignments
+from zonemgr.cli.output import Session
+from zonemgr.cli.scope import check_brand, global_row, property_value, require_write_access
+from zonemgr.errors import ConfigError, UsageError
+from zonemgr.model.grid import name_check
+from zonemgr.model.zone import Zone
+from zonemgr.store import config as store
+from zonemgr.store import zones
+from zonemgr.store.config import Draft
+
+
+@click.command()
+@click.argument("zonename", metavar="NAME")
+@click.argument("properties", metavar="[PROPERTY=VALUE]...", nargs=-1)
+@click.option("-b", "--brand", metavar="BRAND", help="The zone's brand (default: native).")
+@click.option("-t", "--template", metavar="TEMPLATE", help="Begin with a template or another zone's configuration.")
+@click.option("--no-net", is_flag=True, help="Without the automatic link on the host's bridge.")
+@click.pass_obj
+def create(
+    session: Session, zonename: str, properties: tuple[str, ...], brand: str | None, template: str | None, no_net: bool
+) -> None:
+    """Configure a new zone.
+
+    It gets a network link on the host's bridge with the lowest free addresses, unless told otherwise.  `zonemgr config`
+    changes what was made, `zonemgr install` gives the zone its root.
+    """
+    if template is not None and (brand is not None or no_net):
+        raise UsageError("-t cannot be given together with -b or --no-net: the template says both")
+    given = assignments(properties)
+    with session.about(zonename):
+        name_check("create", zonename)
+        zones.check_name(zonename)
+        require_write_access(session.layout, "create")
+        zone = _create(session, zonename, given, brand, template, not no_net)
+    if session.json:
+        session.emit(zone.to_json())
+        return
+    addresses = ", ".join(address for link in zone.net for address in link.address)
+    session.note(f"configured at {addresses}" if addresses else "configured", zonename)
+    for name in zone.without_effect():
+        session.note(f"WARNING: {name} has no effect yet", zonename)
+
+
+def _create(
+    session: Session, zonename: str, given: Mapping[str, str], brand: str | None, template: str | None, net: bool
+) -> Zone:
+    from zonemgr.store import settings
+
+    layout = session.layout
+    with store.edit_lock(layout):
+        if zones.exists(layout, zonename):
+            raise ConfigError("Zone name already in use")
+        if template is not None:
+            text = store.text_from_template(layout, zonename, template)
+        else:
+            wanted = brand or given.get("brand") or settings.load(layout).default_brand
+            check_brand(layout, wanted)
+            text = store.new_text(layout, zonename, brand=wanted, net=net)
+        draft = Draft.new(layout, zonename, text)
+        for name, value in given.items():
+            row = global_row(name)
+            draft.set((), row.name, property_value(row, value))
+        check_brand(layout, draft.zone().brand)
+        return draft.save_locked()

@@ -1,0 +1,49 @@
+"""``delete``: a zone's configuration ends.  What is below its zonepath is left alone: that is ``uninstall``'s."""
+
+from __future__ import annotations
+
+import click
+
+from zonemgr.cli.output import Session
+from zonemgr.cli.scope import require_write_access
+from zonemgr.errors import NoSuchZoneError, StateError
+from zonemgr.model.grid import name_check
+from zonemgr.model.states import State
+from zonemgr.store import config as store
+from zonemgr.store import idranges, observe, zones
+
+
+@click.command()
+@click.argument("zonename", metavar="NAME")
+@click.option("-F", "--force", is_flag=True, help="Do not ask, and do it although the zone is installed.")
+@click.pass_obj
+def delete(session: Session, zonename: str, force: bool) -> None:
+    """Forget a zone's configuration.
+
+    The zone must be uninstalled; -F forgets an installed one and leaves its files where they are.
+    """
+    with session.about(zonename):
+        name_check("delete", zonename)
+        delete_zone(session, zonename, force=force)
+
+
+def delete_zone(session: Session, zonename: str, *, force: bool) -> None:
+    """Check, ask, delete.  Raises ZoneError."""
+    layout = session.layout
+    if not zones.exists(layout, zonename):
+        raise NoSuchZoneError(zonename)
+    require_write_access(layout, "delete")
+    state = observe.state_of(layout, zonename)
+    if state.active:
+        raise StateError("delete operation is invalid for {state} zones.", state=state.label)
+    if state is not State.CONFIGURED and not force:
+        raise StateError(
+            "Zone {zonename} not in configured state; delete not allowed.  Use -F to force delete.", zonename=zonename
+        )
+    entry = zones.read_entry(layout, zonename)
+    session.confirm(f"Are you sure you want to delete zone {zonename}", force=force)
+    store.delete(layout, zonename)
+    if entry.uid_base is not None:
+        idranges.release(layout, zonename)
+    if state is not State.CONFIGURED:
+        session.note(f"the files below {entry.zonepath} are left where they are", zonename)

@@ -1,0 +1,466 @@
+"""zonecfg's commands, one after the other, on a copy of the zone's file that is saved when all went well.
+
+Everything here is refused or done as a whole: the first error ends the run and nothing is saved.  The supervisor is
+not asked, a running zone keeps its snapshot.  The words are ``configtext``'s, the text of the file is ``store``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from zonemgr.cli import configtext
+from zonemgr.cli.configtext import Line, assignments
+from zonemgr.cli.output import Session
+from zonemgr.cli.scope import (
+    Scope,
+    check_brand,
+    global_row,
+    kind_named,
+    none,
+    options_of,
+    property_value,
+    require_write_access,
+)
+from zonemgr.errors import ConfigError, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.model import schema
+from zonemgr.model.checks import Refused
+from zonemgr.model.schema import Form, Property, Resource
+from zonemgr.model.states import State
+from zonemgr.model.zone import Zone, check_resource
+from zonemgr.store import config as store
+from zonemgr.store import zones
+from zonemgr.store.config import Draft
+
+FROZEN: Final = ("zonepath", "brand")
+NOT_CLEARABLE: Final = ("zonename", "zonepath", "brand")
+
+
+class Editor:
+    """One run of ``config``: a draft, the scope, and the commands."""
+
+    def __init__(self, session: Session, zonename: str) -> None:
+        self.session = session
+        self.layout = session.layout
+        self.zonename = zonename
+        self.scope: Scope | None = None
+        self.draft: Draft | None = None
+        try:
+            self.draft = Draft.open(self.layout, zonename)
+        except NoSuchZoneError:
+            if zones.exists(self.layout, zonename):
+                raise ConfigError("the configuration file {path} is gone", path=self.layout.config(zonename)) from None
+        self.done = False
+
+    @property
+    def state(self) -> State:
+        """The zone's state on disk."""
+        if not zones.exists(self.layout, self.zonename):
+            return State.CONFIGURED
+        return zones.read_entry(self.layout, self.zonename).state
+
+    def edited(self) -> Draft:
+        """The draft.  Raises NoSuchZoneError while there is none."""
+        if self.draft is None:
+            error = NoSuchZoneError(self.zonename)
+            error.add_note("Use 'create' to begin configuring a new zone.")
+            raise error
+        return self.draft
+
+    def run(self, lines: Sequence[Line]) -> None:
+        """Run the commands, then save what they changed."""
+        for line in lines:
+            if self.done:
+                break
+            try:
+                self.command(line.words)
+            except ZoneError as error:
+                if line.number:
+                    error.args = (f"line {line.number}: {error.args[0]}",)
+                raise
+        if self.scope is not None:
+            raise ConfigError("resource specification incomplete ('end' ends it); nothing is saved")
+        if self.draft is not None and self.draft.changed:
+            self.commit(())
+
+    def command(self, words: Sequence[str]) -> None:
+        name, rest = words[0], words[1:]
+        method = COMMANDS.get(name)
+        if method is None:
+            near = schema.nearest(name, COMMANDS)
+            hint = f" (did you mean '{near}'?)" if near else f" (there are {', '.join(COMMANDS)})"
+            raise UsageError("no such command: {name}{hint}", name=name, hint=hint)
+        method(self, rest)
+
+    def global_only(self, command: str) -> None:
+        if self.scope is not None:
+            raise UsageError("{command} is not for use inside a resource ('end' or 'cancel' leave it)", command=command)
+
+    # Whole configurations.
+
+    def create(self, words: Sequence[str]) -> None:
+        self.global_only("create")
+        options, rest = options_of(words, flags="Fb", valued="t")
+        if rest or ("b" in options and "t" in options):
+            raise UsageError("create [-F] [-b | -t TEMPLATE]")
+        force = "F" in options
+        require_write_access(self.layout, "create")
+        if self.draft is not None and self.draft.changed and not force:
+            raise ConfigError("Zone {name} already exists; -F overwrites it", name=self.zonename)
+        if self.draft is not None:
+            if self.state >= State.INSTALLED:
+                raise ConfigError("Zone {name} already installed; create not allowed.", name=self.zonename)
+            if not force:
+                raise ConfigError("Zone {name} already exists; -F overwrites it", name=self.zonename)
+            self.session.note(f"Zone {self.zonename} already exists; overwriting.")
+        text = self._initial_text(options)
+        if self.draft is None:
+            self.draft = Draft.new(self.layout, self.zonename, text)
+        else:
+            self.draft.replace(text)
+
+    def _initial_text(self, options: Mapping[str, str]) -> str:
+        from zonemgr.store import settings
+
+        if "t" in options:
+            return store.text_from_template(self.layout, self.zonename, options["t"])
+        brand = settings.load(self.layout).default_brand
+        return store.new_text(self.layout, self.zonename, brand=brand, net="b" not in options)
+
+    def delete(self, words: Sequence[str]) -> None:
+        self.global_only("delete")
+        options, rest = options_of(words, flags="F")
+        if rest:
+            raise UsageError("delete [-F]")
+        from zonemgr.cli.delete import delete_zone
+
+        self.edited()
+        delete_zone(self.session, self.zonename, force="F" in options)
+        self.draft = None
+        self.done = True
+
+    def verify(self, words: Sequence[str]) -> None:
+        none(words, "verify")
+        self.global_only("verify")
+        zone = self.edited().zone()
+        check_brand(self.layout, zone.brand)
+        store.check_addresses(self.layout, zone)
+        for name in zone.without_effect():
+            self.session.note(f"WARNING: {name} has no effect yet", self.zonename)
+
+    def commit(self, words: Sequence[str]) -> None:
+        none(words, "commit")
+        self.verify(())
+        if self.edited().changed:
+            require_write_access(self.layout, "configure")
+            self.edited().save()
+
+    def revert(self, words: Sequence[str]) -> None:
+        options, rest = options_of(words, flags="F")
+        if rest or options.keys() - {"F"}:
+            raise UsageError("revert [-F]")
+        self.global_only("revert")
+        self.edited().revert()
+
+    def exit(self, words: Sequence[str]) -> None:
+        options_of(words, flags="F")
+        self.global_only("exit")
+        self.done = True
+
+    def info(self, words: Sequence[str]) -> None:
+        zone = self.edited().zone()
+        if self.session.json:
+            self.session.emit(_json_part(zone, words))
+            return
+        for line in self._info_lines(zone, words):
+            self.session.data(line)
+
+    def _info_lines(self, zone: Zone, words: Sequence[str]) -> list[str]:
+        if self.scope is not None and not words:
+            rows = ((row, self.scope.values.get(row.name)) for row in self.scope.kind.properties)
+            values = [f"\t{row.name}: {value}" for row, value in rows if value is not None]
+            return [f"{self.scope.kind.name}:", *values]
+        if not words:
+            return configtext.info(zone)
+        kind = schema.resource(words[0])
+        if kind is None:
+            return configtext.info_globals(zone, global_row(words[0]).name)
+        chosen = self._indexes(kind, assignments(words[1:]))
+        found = configtext.resources_of(zone, kind)
+        if words[1:] and not chosen:
+            raise ConfigError("No such resource with that id")
+        return [line for index in chosen for line in configtext.info_resource(kind, found[index])]
+
+    def export(self, words: Sequence[str]) -> None:
+        options, rest = options_of(words, valued="f")
+        if rest:
+            raise UsageError("export [-f FILE]")
+        self.global_only("export")
+        lines = configtext.export(self.edited().zone(), str(self.layout.zonepath(self.zonename)))
+        text = "\n".join(lines)
+        if "f" not in options:
+            self.session.data(text)
+            return
+        try:
+            Path(options["f"]).write_text(text + "\n")
+        except OSError as error:
+            raise ConfigError("cannot write {path}: {why}", path=options["f"], why=error.strerror) from None
+
+    # Properties.
+
+    def set(self, words: Sequence[str]) -> None:
+        if not words:
+            raise UsageError("set property=value")
+        for name, text in assignments(words).items():
+            if self.scope is not None:
+                row = self.scope.row(name)
+                self.scope.values[row.name] = property_value(row, text)
+            else:
+                self._set_global(name, text)
+
+    def _set_global(self, name: str, text: str) -> None:
+        draft = self.edited()
+        row = global_row(name)
+        value = property_value(row, text)
+        self._refuse_frozen(row.name, value)
+        if row.name == "brand":
+            check_brand(self.layout, str(value))
+        draft.set((), row.name, value)
+
+    def _refuse_frozen(self, name: str, value: object) -> None:
+        if name == "zonename" and value != self.zonename:
+            raise ConfigError("a zone is not renamed by its configuration; set zonename not allowed.")
+        if name not in FROZEN or self.state is State.CONFIGURED:
+            return
+        if getattr(self.edited().zone(), name) != value:
+            how = "already installed" if self.state >= State.INSTALLED else "is incomplete"
+            raise ConfigError("Zone {zone} {how}; set {name} not allowed.", zone=self.zonename, how=how, name=name)
+
+    def clear(self, words: Sequence[str]) -> None:
+        if len(words) != 1:
+            raise UsageError("clear property")
+        if self.scope is not None:
+            row = self.scope.row(words[0])
+            if row.required:
+                raise ConfigError("Clearing this property is not allowed")
+            self.scope.values.pop(row.name, None)
+            return
+        draft = self.edited()
+        row = global_row(words[0])
+        if row.name in NOT_CLEARABLE:
+            raise ConfigError("Clearing this property is not allowed")
+        draft.clear((), row.name)
+
+    # Resources.
+
+    def add(self, words: Sequence[str]) -> None:
+        if not words:
+            raise UsageError("add resource [property=value ...]")
+        if self.scope is not None:
+            self._extend(self.scope, words)
+            return
+        draft = self.edited()
+        kind = kind_named(words[0])
+        if kind.single and kind.name in draft.table:
+            raise ConfigError("The {kind} resource already exists.", kind=kind.name)
+        self.scope = Scope(kind)
+        if words[1:]:
+            self._fill_and_end(words[1:])
+
+    def _fill_and_end(self, words: Sequence[str]) -> None:
+        """``add fs dir=/a ...`` in one command: when it fails there is no scope left open."""
+        try:
+            self.set(words)
+            self.end(())
+        except ZoneError:
+            self.scope = None
+            raise
+
+    def _extend(self, scope: Scope, words: Sequence[str]) -> None:
+        """``add PROPERTY VALUE`` inside a resource: one more value of a list."""
+        row, new = self._list_change(scope, words, "add")
+        present = _as_list(scope.values.get(row.name))
+        self._assign_list(scope, row, [*present, *new])
+
+    def _reduce(self, scope: Scope, words: Sequence[str]) -> None:
+        """``remove PROPERTY VALUE`` inside a resource."""
+        row, gone = self._list_change(scope, words, "remove")
+        present = _as_list(scope.values.get(row.name))
+        if not all(item in present for item in gone):
+            raise ConfigError("No such property with that id")
+        self._assign_list(scope, row, [item for item in present if item not in gone])
+
+    def _list_change(self, scope: Scope, words: Sequence[str], verb: str) -> tuple[Property, list[Any]]:
+        name, equals, text = words[0].partition("=")
+        given = ([text] if equals else []) + list(words[1:])
+        if not given:
+            raise UsageError("{verb} property value", verb=verb)
+        row = scope.row(name)
+        if row.form is not Form.LIST:
+            raise ConfigError("{name} takes one value: set {name}=VALUE", name=row.name)
+        return row, [item for word in given for item in schema.split_list(word)]
+
+    def _assign_list(self, scope: Scope, row: Property, items: list[Any]) -> None:
+        try:
+            row.check(items)
+        except Refused as refused:
+            raise ConfigError("{name} {why}", name=row.name, why=refused) from None
+        scope.values[row.name] = items
+
+    def select(self, words: Sequence[str]) -> None:
+        self.global_only("select")
+        if not words:
+            raise UsageError("select resource property=value ...")
+        kind = kind_named(words[0])
+        index = self._one(kind, assignments(words[1:]))
+        table = self.edited().table[kind.name]
+        item = table if kind.single else table[index]
+        values = {row.name: value for key, value in item.items() if (row := kind.property(key)) is not None}
+        self.scope = Scope(kind, values, selected=True, index=None if kind.single else index)
+
+    def cancel(self, words: Sequence[str]) -> None:
+        none(words, "cancel")
+        if self.scope is None:
+            raise UsageError("cancel is for use inside a resource")
+        self.scope = None
+
+    def end(self, words: Sequence[str]) -> None:
+        none(words, "end")
+        scope = self.scope
+        if scope is None:
+            raise UsageError("end is for use inside a resource")
+        check_resource(scope.kind, scope.values)
+        self._refuse_duplicate(scope)
+        draft = self.edited()
+        if not scope.selected:
+            draft.add(scope.kind.name, scope.values, single=scope.kind.single)
+        else:
+            self._rewrite(draft, scope)
+        self.scope = None
+
+    def _rewrite(self, draft: Draft, scope: Scope) -> None:
+        """Only what differs is touched, so that the rest keeps its form and comments."""
+        name = scope.kind.name
+        path = (name,) if scope.index is None else (name, scope.index)
+        before = draft.table[name] if scope.index is None else draft.table[name][scope.index]
+        for key, value in before.items():
+            row = scope.kind.property(key)
+            if row is None or row.name not in scope.values:
+                draft.clear(path, key)
+            elif scope.values[row.name] != value:
+                draft.set(path, key, scope.values[row.name])
+        present = {row.name for key in before if (row := scope.kind.property(key)) is not None}
+        for row_name, value in scope.values.items():
+            if row_name not in present:
+                draft.set(path, row_name, value)
+
+    def _refuse_duplicate(self, scope: Scope) -> None:
+        kind = scope.kind
+        if kind.single or len(kind.key) != 1:
+            return
+        key = kind.key[0]
+        mine = store.canonical(kind, scope.values)[key]
+        for index, item in enumerate(self.edited().table.get(kind.name, [])):
+            if index != scope.index and store.canonical(kind, item).get(key) == mine:
+                raise ConfigError(
+                    "A {kind} resource with the {key} '{mine}' already exists.", kind=kind.name, key=key, mine=mine
+                )
+
+    def remove(self, words: Sequence[str]) -> None:
+        if self.scope is not None:
+            self._reduce(self.scope, words or ("",))
+            return
+        options, rest = options_of(words, flags="F")
+        if not rest:
+            raise UsageError("remove [-F] resource [property=value ...]")
+        kind = kind_named(rest[0])
+        draft = self.edited()
+        if rest[1:]:
+            chosen = [self._one(kind, assignments(rest[1:]))]
+        else:
+            chosen = self._indexes(kind, {})
+            if not chosen:
+                raise ConfigError("No such resource with that id")
+            if len(chosen) > 1 and "F" not in options:
+                raise ConfigError(
+                    "There are multiple instances of this resource.  Either qualify the resource to"
+                    " remove a single instance or use the -F option to remove all instances."
+                )
+        for index in reversed(chosen):
+            draft.remove(kind.name, None if kind.single else index)
+
+    def _one(self, kind: Resource, wanted: Mapping[str, str]) -> int:
+        """The one resource with these values.  Raises ConfigError when there is none or more than one."""
+        chosen = self._indexes(kind, wanted)
+        if not chosen:
+            raise ConfigError("No such resource with that id")
+        if len(chosen) > 1:
+            raise ConfigError("more than one {kind} resource is like that: name more properties", kind=kind.name)
+        return chosen[0]
+
+    def _indexes(self, kind: Resource, wanted: Mapping[str, str]) -> list[int]:
+        """The positions of the resources with these values; a list is like a value that it holds."""
+        given = {}
+        for name, text in wanted.items():
+            row = Scope(kind).row(name)
+            given[row.name] = row.check(property_value(row, text))
+        present = self.edited().table.get(kind.name, [])
+        items = [present] if kind.single and present != [] else present
+        return [
+            index
+            for index, item in enumerate(items)
+            if all(_is_like(store.canonical(kind, item).get(name), value) for name, value in given.items())
+        ]
+
+    def help(self, words: Sequence[str]) -> None:
+        if not words:
+            self.session.data("commands: " + ", ".join(COMMANDS))
+            self.session.data("properties: " + ", ".join(row.name for row in schema.GLOBAL_PROPERTIES))
+            self.session.data("resources: " + ", ".join(schema.RESOURCES))
+            return
+        kind = schema.resource(words[0])
+        rows = kind.properties if kind else (global_row(words[0]),)
+        for row in rows:
+            note = "" if row.effect and (kind is None or kind.effect) else "; no effect yet"
+            self.session.data(f"{row.name}: {row.help} ({row.form.value}, takes effect: {row.when.value}{note})")
+
+
+COMMANDS: Final[Mapping[str, Callable[[Editor, Sequence[str]], None]]] = {
+    "create": Editor.create,
+    "set": Editor.set,
+    "clear": Editor.clear,
+    "add": Editor.add,
+    "select": Editor.select,
+    "remove": Editor.remove,
+    "end": Editor.end,
+    "cancel": Editor.cancel,
+    "info": Editor.info,
+    "export": Editor.export,
+    "verify": Editor.verify,
+    "commit": Editor.commit,
+    "revert": Editor.revert,
+    "delete": Editor.delete,
+    "exit": Editor.exit,
+    "help": Editor.help,
+}
+
+
+def _as_list(value: object) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_like(present: object, wanted: object) -> bool:
+    if isinstance(wanted, tuple) and isinstance(present, tuple):
+        return set(wanted) <= set(present)
+    return present == wanted
+
+
+def _json_part(zone: Zone, words: Sequence[str]) -> object:
+    table = zone.to_json()
+    if not words:
+        return table
+    name = words[0]
+    return table.get(name)
