@@ -73,7 +73,7 @@ class Anchor:
         """Have process 1 obey a message.  PlatformError names the step that failed."""
         answer = self._ask({"op": "stub", "message": message}, fds, tail)[0]
         if "stage" in answer:
-            raise StubError(answer["stage"], answer.get("errno") or 0, answer.get("exit"))
+            raise StubError(answer)
         return answer
 
     def commit(self) -> None:
@@ -91,9 +91,11 @@ class Anchor:
 class StubError(PlatformError):
     """Process 1 could not do a step."""
 
-    def __init__(self, stage: str, errno: int, ended: Any) -> None:
-        why = os.strerror(errno) if errno else ("process 1 ended" if ended else "no answer")
-        super().__init__("{stage}: {why}", stage=stage, why=why)
-        self.stage = stage
-        self.errno = errno
-        self.ended = ended
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        code = answer.get("errno") or 0
+        ended = "process 1 ended" if answer.get("exit") else "no answer"
+        super().__init__(
+            "{stage}: {why}", stage=answer["stage"], why=os.strerror(code) if code else answer.get("text") or ended
+        )
+        self.stage = str(answer["stage"])
+        self.errno = code

@@ -368,7 +368,8 @@ class Supervisor:
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        if request.command is Command.HALT and self.current is not None and self.worker is not None:
+        wanted = request.command is Command.HALT and not request.upcall
+        if wanted and self.current is not None and self.worker is not None:
             if self.current.command in _BRINGS_UP and not self.current.failure:
                 self._cancel(message("{command} was cancelled by halt", command=self.current.command.value))
         self.queue.append(request)

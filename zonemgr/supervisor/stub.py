@@ -59,8 +59,8 @@ def run(channel: socket.socket) -> None:
             answer = _OBEY[head["op"]](head, fds, tail, channel)
         except StageError as failure:
             answer = {"stage": failure.stage, "errno": failure.error.errno}
-        except OSError as failure:
-            answer = {"stage": head["op"], "errno": failure.errno}
+        except Exception as failure:  # a bug of ours must reach somebody: nobody else can report it
+            answer = {"stage": head["op"], "errno": getattr(failure, "errno", 0), "text": repr(failure)}
         packets.close_all(fds)
         packets.send(channel, answer)
 
