@@ -265,7 +265,7 @@ def test_mode_and_link_of_the_file_are_kept_and_the_change_is_told(layout: Layou
     assert layout.config("web").is_symlink()
     assert real.read_text() == edited.text
     assert real.stat().st_mode & 0o777 == 0o600
-    assert [(event["zone"], event["change"]) for event in events.recorded(layout)] == [("web", "changed")]
+    assert [(event["zonename"], event["change"]) for event in events.recorded(layout)] == [("web", "changed")]
 
 
 def test_an_address_of_another_zone_or_of_the_bridge_is_refused(layout: Layout) -> None:

@@ -259,7 +259,7 @@ def test_events_are_followed_across_rotation_and_none_is_lost(layout: Layout) ->
     follower = events.Follower(layout)
     assert follower.poll() == []
     for number in range(50):
-        events.publish(layout, {"event": "test", "number": number}, limit_bytes=1000)
+        events.publish(layout, {"type": "test", "number": number}, limit_bytes=1000)
         assert [event["number"] for event in follower.poll()] == [number]
     follower.close()
     numbers = [event["number"] for event in events.recorded(layout)]
@@ -269,16 +269,35 @@ def test_events_are_followed_across_rotation_and_none_is_lost(layout: Layout) ->
 
 
 def test_an_event_that_is_too_large_is_cut_to_its_name(layout: Layout) -> None:
-    events.publish(layout, {"event": "state", "zone": "web", "text": "x" * 20000})
+    events.publish(layout, {"type": "state", "zonename": "web", "text": "x" * 20000})
     (event,) = events.recorded(layout)
-    assert (event["event"], event["zone"], event["truncated"]) == ("state", "web", True)
+    assert (event["type"], event["zonename"], event["truncated"]) == ("state", "web", True)
 
 
 def test_a_late_follower_starts_at_the_end_unless_it_asks_for_all(layout: Layout) -> None:
-    events.publish(layout, {"event": "old"})
+    events.publish(layout, {"type": "old"})
     late, thorough = events.Follower(layout), events.Follower(layout, from_start=True)
-    events.publish(layout, {"event": "new"})
-    assert [event["event"] for event in late.poll()] == ["new"]
-    assert [event["event"] for event in thorough.poll()] == ["old", "new"]
+    events.publish(layout, {"type": "new"})
+    assert [event["type"] for event in late.poll()] == ["new"]
+    assert [event["type"] for event in thorough.poll()] == ["old", "new"]
     late.close()
     thorough.close()
+
+
+def test_followers_are_woken_by_what_is_published(layout: Layout) -> None:
+    events.publish(layout, {"type": "old"})
+    stream = events.follow(layout, from_start=True, timeout_s=30)
+    assert next(stream)["type"] == "old"
+    thread = threading.Thread(target=events.publish, args=(layout, {"type": "new"}))
+    thread.start()
+    assert next(stream)["type"] == "new"
+    thread.join()
+    assert list(events.follow(layout, timeout_s=0)) == []
+
+
+def test_a_changed_state_on_disk_is_told_once(layout: Layout) -> None:
+    configure(layout, "web")
+    zones.set_state(layout, "web", State.INCOMPLETE)
+    zones.set_state(layout, "web", State.INCOMPLETE)
+    (event,) = events.recorded(layout)
+    assert (event["zonename"], event["oldstate"], event["newstate"]) == ("web", "configured", "incomplete")

@@ -95,9 +95,9 @@ class Draft:
         content = self.text.encode()
         mode = path.stat().st_mode & 0o777 if self._digest is not None else 0o644
         files.write_atomic(path, content, mode)
-        event = "created" if self._digest is None else "changed"
+        change = "created" if self._digest is None else "changed"
         self._digest, self._saved = _digest(content), self.text
-        events.publish(self.layout, {"event": "config", "zone": self.zonename, "change": event})
+        _tell(self.layout, self.zonename, change)
         return zone
 
     def _real_path(self) -> Path:
@@ -292,7 +292,11 @@ def delete(layout: Layout, zonename: str) -> None:
             raise NoSuchZoneError(zonename)
         layout.config(zonename).unlink(missing_ok=True)
         zones.forget_entry(layout, zonename)
-        events.publish(layout, {"event": "config", "zone": zonename, "change": "deleted"})
+        _tell(layout, zonename, "deleted")
+
+
+def _tell(layout: Layout, zonename: str, change: str) -> None:
+    events.publish_best_effort(layout, {"type": "config", "zonename": zonename, "change": change})
 
 
 def others(layout: Layout, zonename: str) -> Iterator[Zone]:

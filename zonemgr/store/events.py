@@ -6,6 +6,7 @@ file is bounded: over a limit it becomes ``events.jsonl.1`` and a new one begins
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -37,12 +38,18 @@ def publish(layout: Layout, record: Mapping[str, Any], *, limit_bytes: int = LIM
     stamped = dict(record) if "time" in record else {"time": round(time.time(), 3), **record}
     line = (json.dumps(stamped, ensure_ascii=False) + "\n").encode()
     if len(line) > _RECORD_LIMIT_BYTES:
-        short = {"time": stamped["time"], "event": stamped.get("event"), "zone": stamped.get("zone")}
+        short = {key: stamped[key] for key in ("time", "type", "zonename") if key in stamped}
         line = (json.dumps({**short, "truncated": True}) + "\n").encode()
     try:
         _append(layout, line, limit_bytes)
     except OSError as error:
         raise PlatformError("cannot write {path}: {why}", path=events_path(layout), why=error.strerror) from error
+
+
+def publish_best_effort(layout: Layout, record: Mapping[str, Any]) -> None:
+    """``publish`` after something that is done and stays done, whether or not it can be told (a full /run)."""
+    with contextlib.suppress(PlatformError):
+        publish(layout, record)
 
 
 def _append(layout: Layout, line: bytes, limit_bytes: int) -> None:

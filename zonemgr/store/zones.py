@@ -15,7 +15,7 @@ from zonemgr.errors import ConfigError, InternalError, NoSuchZoneError, Platform
 from zonemgr.model import checks
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
-from zonemgr.store import files, toml
+from zonemgr.store import events, files, toml
 from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
 
@@ -165,9 +165,12 @@ def set_state(layout: Layout, name: str, state: State) -> Entry:
     if state.active:
         raise InternalError("state {state} is never on disk", state=state.label)
     with index_lock(layout):
-        entry = read_entry(layout, name)
-        entry = dataclasses.replace(entry, state=state, uuid=_uuid_after(entry, state))
+        before = read_entry(layout, name)
+        entry = dataclasses.replace(before, state=state, uuid=_uuid_after(before, state))
         _write(layout, entry)
+    if before.state is not state:
+        record = {"type": "state", "zonename": name, "oldstate": before.state.label, "newstate": state.label}
+        events.publish_best_effort(layout, record)
     return entry
 
 
