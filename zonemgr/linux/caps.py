@@ -1,7 +1,7 @@
 """Capabilities by name: the bounding set, a process's own sets, and what another process has.
 
-Names are the kernel's in lower case without "cap_".  python-prctl is loaded with this module (2 to 6 ms), so that whoever is about
-to enter a zone's root has it before: nothing may be imported there.
+Names are the kernel's in lower case without "cap_".  Not through python-prctl: it refuses the numbers of capabilities that are newer
+than the headers it was compiled with, and those above all have to be dropped.
 
 Deliberately not here: which capabilities a zone gets (``model.privileges``).
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-
-import prctl
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import libc
@@ -63,9 +61,12 @@ NUMBERS = {name: number for number, name in enumerate(NAMES)}
 ALL = frozenset(NAMES)
 
 _VERSION_3 = 0x20080522
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _EINVAL = 22
+_MAX_NUMBER = 64
 
 
 class _Header(ctypes.Structure):
@@ -95,24 +96,18 @@ def names(bits: int) -> frozenset[str]:
 def drop_bounding(keep: frozenset[str]) -> None:
     """Drop everything else from the bounding set, also what is newer than our table.  Cannot be taken back."""
     kept = mask(keep)
-    number = 0
-    while True:
+    for number in range(_MAX_NUMBER):
         try:
-            present = prctl.capbset_read(number)
+            present = libc.call("prctl", _PR_CAPBSET_READ, number, 0, 0, 0)
         except OSError as error:
-            if error.errno == _EINVAL and number:
+            if error.errno == _EINVAL:
                 return  # past the kernel's last one
-            raise libc.error("capbset_read", error.errno or 0) from None
+            raise
         if present and not kept >> number & 1:
-            try:
-                prctl.capbset_drop(number)
-            except OSError as error:
-                raise libc.error("capbset_drop", error.errno or 0) from None
-        number += 1
+            libc.call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
 
 
 def _set(effective: int, permitted: int, inheritable: int) -> None:
-    # Not through python-prctl: its own table ends before the newest capabilities.
     data = (_Data * 2)()
     for word in (0, 1):
         shift = 32 * word

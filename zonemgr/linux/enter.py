@@ -29,7 +29,7 @@ ENTER_TIMEOUT_S = 30.0  # from birth to exec
 
 _ABOVE_STDIO = 10
 _REPORT = struct.Struct("=Bi")
-_ENOENT, _ESRCH, _ENOMEM, _EACCES, _ENOTDIR, _EINVAL = 2, 3, 12, 13, 20, 22
+_ENOENT, _ESRCH, _ENOMEM, _EACCES, _ENOTDIR = 2, 3, 12, 13, 20
 _ETIMEDOUT, _ESTALE = 110, 116
 
 
@@ -55,7 +55,7 @@ class EnterError(PlatformError):
     """A command could not be started in the zone.  ``exit_status`` is what login returns: 125, or 126/127 for the command."""
 
     def __init__(self, stage: Stage, code: int, command: str) -> None:
-        why = explain(OSError(code, os.strerror(code)), stage.value)
+        why = explain(OSError(code, os.strerror(code)), stage.value) if code else "unexpected failure"
         form = "{command}: {why}" if stage is Stage.EXEC else "cannot enter the zone: {stage}: {why}"
         super().__init__(form, command=command, stage=stage.value, why=why)
         self.stage = stage
@@ -321,8 +321,8 @@ class _Child:
             self._exec()
         except OSError as error:
             self._report(error.errno or 0)
-        except PlatformError:
-            self._report(_EINVAL)
+        except BaseException:
+            self._report(0)  # a bug, which must not look like a command that has started
         finally:
             os._exit(125)
 

@@ -85,7 +85,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("seccomp", EACCES): "a filter without no_new_privs needs sys_admin in the zone",
     ("bpf", EPERM): _NOT_ROOT,
     ("capset", EPERM): "a capability is asked for that the process does not have",
-    ("capbset_drop", EPERM): "it needs the capability setpcap",
+    ("prctl", EPERM): "it needs the capability setpcap",
     ("inotify_init1", EMFILE): "raise the sysctl fs.inotify.max_user_instances",
     ("inotify_add_watch", ENOSPC): "raise the sysctl fs.inotify.max_user_watches",
     ("open_master_in", ENOSPC): "all ptys are in use: raise the sysctl kernel.pty.max",
