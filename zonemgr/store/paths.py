@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ class Layout:
         """Empty for the host's own instance, else ``-`` and eight hex digits that tell this root from others."""
         if self.root == Path("/"):
             return ""
+        import hashlib  # loads OpenSSL: 4 ms that only relocated instances pay
+
         return "-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
 
     @property
