@@ -404,7 +404,7 @@ class _Child:
             if not self.orders.fall_back_to_root:
                 raise
             os.chdir("/")
-        if not os.getcwd().startswith("/"):  # outside our root: the C library refuses, or says "(unreachable)"
+        if not os.getcwd().startswith("/"):  # outside our root: refused, or "(unreachable)"
             raise libc.error("getcwd", _ENOENT)
 
     def _exec(self) -> None:

@@ -3,7 +3,8 @@
 ``clone3`` makes a child in new namespaces *and* in its cgroup in one step: moving it there later would cost a grace period of
 the kernel (10 ms).  A pid is always held as a pidfd, or as (pid, start time), which no later process can share.
 
-Deliberately not here: capabilities (``caps``), namespaces (``namespaces``), entering a zone (``enter``).
+Deliberately not here: looking at other processes (``procfs``, which does without ctypes; its functions are reachable here too),
+capabilities (``caps``), namespaces (``namespaces``), entering a zone (``enter``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ import signal
 from collections.abc import Iterable
 
 from zonemgr.linux import libc
+from zonemgr.linux.procfs import boot_id as boot_id
+from zonemgr.linux.procfs import command_name as command_name
+from zonemgr.linux.procfs import describe_stuck as describe_stuck
+from zonemgr.linux.procfs import is_alive as is_alive
+from zonemgr.linux.procfs import pid_of as pid_of
+from zonemgr.linux.procfs import start_time as start_time
 
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
@@ -196,15 +203,6 @@ def pidfd_signal(pidfd: int, number: int) -> None:
         return
 
 
-def pid_of(pidfd: int) -> int:
-    """The pid behind a pidfd, as we see it.  ProcessLookupError when it has ended and been waited for."""
-    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
-        key, _, value = line.partition(":")
-        if key == "Pid" and int(value) > 0:
-            return int(value)
-    raise libc.error("pid_of", 3)
-
-
 def wait_pidfd(pidfd: int, timeout_s: float | None = None) -> bool:
     """Wait until the process has ended.  False when the time is up."""
     poller = select.poll()
@@ -216,58 +214,3 @@ def exit_status(wait_status: int) -> int:
     """What a shell would show for a status of ``os.waitpid``: the exit status, or 128 + the signal."""
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command (which may hold blanks and parentheses): state is the first."""
-    try:
-        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def start_time(pid: int) -> int | None:
-    """When the process began, in clock ticks since the host booted; None when there is none.
-
-    Together with the pid it names one process for the whole boot of the host.
-    """
-    fields = _stat_fields(pid)
-    return int(fields[19]) if fields else None
-
-
-def is_alive(pid: int, start_time: int | None) -> bool:
-    """Whether that very process is there and has not ended (a zombie has)."""
-    fields = _stat_fields(pid)
-    if not fields or fields[0] in "ZX":
-        return False
-    return start_time is None or int(fields[19]) == start_time
-
-
-def command_name(pid: int) -> str | None:
-    """The name of the process (``/proc/PID/comm``); None when there is none."""
-    try:
-        return _read(f"/proc/{pid}/comm").rstrip("\n")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def describe_stuck(pid: int) -> str:
-    """One process for an operator who wonders why it does not end: "1234 (dd) in wait_on_page"."""
-    name = command_name(pid)
-    if name is None:
-        return f"{pid} (gone)"
-    try:
-        where = _read(f"/proc/{pid}/wchan").strip("\0 \n")
-    except OSError:
-        where = ""
-    return f"{pid} ({name})" + (f" in {where}" if where not in ("", "0") else "")
-
-
-def boot_id() -> str:
-    """What names this boot of the host: files that carry another one are of the past."""
-    return _read("/proc/sys/kernel/random/boot_id").strip()
