@@ -12,7 +12,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from zonemgr.linux.process import boot_id, is_alive
+from zonemgr.linux.procfs import boot_id, is_alive
 from zonemgr.store.files import read_json, write_json
 from zonemgr.store.paths import Layout
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zonemgr.errors import NoSuchZoneError
-from zonemgr.linux.process import command_name
+from zonemgr.linux.procfs import command_name
 from zonemgr.model.states import PARKED_NAME, State
 from zonemgr.store import instance as instances
 from zonemgr.store import zones

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from zonemgr.brandkit import hooks
 from zonemgr.brandkit.base import Brand, ZoneInfo
-from zonemgr.errors import BrandError, PlatformError, ZoneError, message
-from zonemgr.linux import namespaces, paths, process, seccomp
+from zonemgr.errors import PlatformError, ZoneError, message
+from zonemgr.linux import namespaces, paths, process, procfs, seccomp
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan, privileges
 from zonemgr.model.bootargs import filter_bootargs
@@ -33,7 +33,7 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.observe import living_state
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
-from zonemgr.supervisor import zsched
+from zonemgr.supervisor import inzone, zsched
 from zonemgr.supervisor.anchor import SOCKET, Anchor, StubError
 from zonemgr.wire import packets
 
@@ -277,8 +277,8 @@ class _Builder:
     def _adopt_birth(self, zsched_pid: int, hostname: str) -> Born:
         assert self.anchor is not None
         hello = self.anchor.hello()
-        init = instances.Process(hello.init_pid, process.start_time(hello.init_pid) or 0)
-        keeper = instances.Process(zsched_pid, process.start_time(zsched_pid) or 0)
+        init = instances.Process(hello.init_pid, procfs.start_time(hello.init_pid) or 0)
+        keeper = instances.Process(zsched_pid, procfs.start_time(zsched_pid) or 0)
         self.instance = instances.write(self.transition.layout, self.instance.but(zsched=keeper, init=init))
         if not self.instance.privileged:
             namespaces.write_id_maps(hello.init_pid, self.instance.uid_base)
@@ -618,21 +618,32 @@ def mount(transition: Transition) -> None:
 
 def shutdown(transition: Transition) -> None:
     """Run the brand's shutdown command in the zone and wait for the command (not for the zone: reference 1.6)."""
-    from zonemgr.linux import enter
-
     instance = instances.read(transition.layout, transition.zonename)
+    brand = transition.brand
     if instance is None or instance.init is None:
         raise PlatformError("unable to shutdown zone")
-    status = enter.run_in_instance(instance, transition.brand.shutdown_command, say=transition.say)
+    if not brand.shutdown_command and brand.shutdown_signal:
+        init_fd = inzone.open_init(instance)
+        process.pidfd_signal(init_fd, _signal_number(brand.shutdown_signal))
+        os.close(init_fd)
+        return
+    deadline_s = transition.settings.hook_s
+    try:
+        status = inzone.run(
+            transition.layout, instance, brand.shutdown_command, say=transition.say, deadline_s=deadline_s
+        )
+    except ZoneError as error:
+        raise PlatformError("unable to shutdown zone: {why}", why=error.text) from None
     if status != 0:
         raise PlatformError("unable to shutdown zone")
+
+
+def _signal_number(name: str) -> int:
+    """The number of ``SIGTERM`` or ``SIGRTMIN+3``."""
+    base, _, offset = name.partition("+")
+    return int(signal.Signals[base]) + int(offset or 0)
 
 
 def mount_mode(transition: Transition) -> Mode:
     """Scratch for brands that ask for it, update for all others (reference 1.5 D)."""
     return Mode.UPDATE if transition.update or not transition.brand.scratch_mount else Mode.SCRATCH
-
-
-def raise_brand_missing(zonename: str, why: str) -> BrandError:
-    """The error of a zone whose brand cannot be loaded."""
-    return BrandError("unable to open zone brand: {why}", why=why)

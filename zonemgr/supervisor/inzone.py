@@ -1,0 +1,101 @@
+"""Commands that a transition runs inside the zone, as its root, with the zone's own limits on them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from zonemgr.errors import PlatformError
+from zonemgr.linux import enter, process, seccomp
+from zonemgr.linux.cgroup.hierarchy import join_tasks
+from zonemgr.store.instance import Instance
+from zonemgr.store.paths import Layout
+
+LINE_MAX = 1023
+
+
+def open_init(instance: Instance) -> int:
+    """A pidfd of the zone's process 1, proved to be the one that the record speaks of."""
+    if instance.init is None:
+        raise PlatformError("the zone has no process 1")
+    try:
+        init_fd = process.pidfd_open(instance.init.pid)
+    except ProcessLookupError:
+        raise PlatformError("the zone's process 1 is gone") from None
+    if not instance.init.alive:
+        os.close(init_fd)
+        raise PlatformError("the zone's process 1 is gone")
+    return init_fd
+
+
+def run(
+    layout: Layout, instance: Instance, argv: Sequence[str], *, say: Callable[[str], None], deadline_s: float
+) -> int:
+    """Run a command in the zone; its output goes to ``say`` line by line.  Returns its exit status as a shell counts.
+
+    PlatformError when it cannot be started or does not end in time.
+    """
+    init_fd = open_init(instance)
+    payload_fd = os.open(instance.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = enter.spawn_in_zone(
+            init_fd,
+            argv=argv,
+            env={"PATH": enter.DEFAULT_PATH, "container": "zonemgr", "HOME": "/root", "USER": "root"},
+            capabilities=frozenset(instance.capabilities),
+            seccomp=seccomp.default_filter(layout.run / "seccomp"),
+            stdio=(null_fd, write_fd, write_fd),
+            cgroup_fd=payload_fd,
+            join_cgroups=lambda pid: _join(instance, pid),
+            die_with_parent=True,
+        )
+    finally:
+        for descriptor in (init_fd, payload_fd, null_fd, write_fd):
+            os.close(descriptor)
+    try:
+        _forward(read_fd, child.pidfd, say, deadline_s)
+        return child.wait()
+    finally:
+        child.close()
+        os.close(read_fd)
+
+
+def _join(instance: Instance, pid: int) -> None:
+    for folder in instance.cgroups_v1:
+        join_tasks(Path(folder), pid)
+
+
+def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: float) -> None:
+    """Pass lines on until the command has ended; what it leaves running may keep the pipe."""
+    import select
+
+    os.set_blocking(read_fd, False)
+    poller = select.poll()
+    poller.register(read_fd, select.POLLIN)
+    poller.register(pid_fd, select.POLLIN)
+    deadline = time.monotonic() + deadline_s
+    rest = b""
+    ended = False
+    while not ended:
+        ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if not ready:
+            process.pidfd_signal(pid_fd, 9)
+            raise PlatformError("the command in the zone did not end within {seconds:g} seconds", seconds=deadline_s)
+        ended = pid_fd in ready
+        try:
+            data = os.read(read_fd, 65536)
+        except BlockingIOError:
+            continue
+        if not data:
+            poller.unregister(read_fd)
+            poller.register(pid_fd, select.POLLIN)
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            say(line[:LINE_MAX].decode(errors="replace"))
+        rest = rest[:LINE_MAX]
+    if rest:
+        say(rest.decode(errors="replace"))

@@ -1,0 +1,192 @@
+"""One-shot programs that need the platform: ``plan`` (what a verb would do) and ``fsck`` (records against the kernel)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+
+from zonemgr.brandkit import loader
+from zonemgr.errors import Exit, UsageError, ZoneError
+from zonemgr.linux import netlink
+from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
+from zonemgr.model import plan as plans
+from zonemgr.model.bootargs import filter_bootargs
+from zonemgr.model.states import State
+from zonemgr.platform import compose, undo
+from zonemgr.store import instance as instances
+from zonemgr.store import settings, snapshot, zones
+from zonemgr.store.files import read_json, write_json
+from zonemgr.store.instance import Instance, Mode
+from zonemgr.store.ledger import Ledger
+from zonemgr.store.locks import FileLock
+from zonemgr.store.observe import living_state
+from zonemgr.store.paths import Layout
+
+UNKNOWN_BASE = 524288  # shown for a zone that has no id range yet
+
+
+# -- plan -------------------------------------------------------------------------------------------------------
+
+
+def plan(layout: Layout, verb: str, zonename: str, *, as_json: bool) -> int:
+    """Print what a verb would do to the zone now.  Changes nothing."""
+    made = _plan(layout, verb, zonename)
+    if as_json:
+        print(json.dumps({"verb": verb, **made.to_json()}, indent=2))
+        return int(Exit.OK)
+    print(f"# {verb} {zonename}: {len(made.ready) + len(made.boot)} steps")
+    for number, op in enumerate((*made.ready, *made.boot), 1):
+        print(f"{number:3}. {op.describe()}")
+    return int(Exit.OK)
+
+
+def _plan(layout: Layout, verb: str, zonename: str) -> plans.Plan:
+    subject = _subject(layout, zonename, Mode.BOOT)
+    if verb in ("ready", "boot", "reboot"):
+        boot: tuple[plans.Op, ...] = ()
+        if verb != "ready":
+            words = filter_bootargs("", subject.zone.bootargs)
+            brand = loader.load(subject.zone.brand, layout)
+            boot = compose.compose_boot(
+                subject, words.init or brand.init, (*brand.init_arguments, *words.words)
+            )
+        return plans.Plan(zonename, compose.compose_ready(subject), boot)
+    if verb == "mount":
+        brand = loader.load(subject.zone.brand, layout)
+        mode = Mode.SCRATCH if brand.scratch_mount else Mode.UPDATE
+        return plans.Plan(zonename, compose.compose_ready(_subject(layout, zonename, mode)))
+    if verb in ("halt", "unmount"):
+        pending = Ledger(layout.zone_run(zonename) / "ledger.jsonl").pending()
+        return plans.Plan(zonename, tuple(_Undone(plans.from_json(table).describe()) for _, table in pending))
+    raise UsageError("there is no plan for '{verb}': use ready, boot, reboot, mount, halt or unmount", verb=verb)
+
+
+@dataclass(frozen=True)
+class _Undone(plans.Op):
+    """A ledger entry, as halt will take it back."""
+
+    kind = "undo"
+    what: str
+
+    def describe(self) -> str:
+        return f"undo: {self.what}"
+
+
+def _subject(layout: Layout, zonename: str, mode: Mode) -> compose.Subject:
+    entry = zones.read_entry(layout, zonename)
+    zone = zones.load(layout, zonename)
+    brand = loader.load(zone.brand, layout)
+    return compose.Subject(
+        zone=zone,
+        brand=brand,
+        data=str(brand.folder),
+        layout=layout,
+        settings=settings.load(layout),
+        mode=mode,
+        uid_base=entry.uid_base or UNKNOWN_BASE,
+        uuid=entry.uuid,
+    )
+
+
+# -- fsck -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that fsck found, and what it did about it."""
+
+    zonename: str
+    found: str
+    done: str
+
+
+def fsck(layout: Layout, *, host: bool, as_json: bool) -> int:
+    """Reconcile every zone's records with the kernel; with ``host`` also what zones share.  Removes only what a ledger lists."""
+    findings: list[Finding] = []
+    for zonename in _names(layout):
+        findings += _check_zone(layout, zonename)
+    if host:
+        findings += _check_host(layout)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.zonename}: {finding.found}: {finding.done}")
+    return int(Exit.ERROR if any(finding.done.startswith("not") for finding in findings) else Exit.OK)
+
+
+def _names(layout: Layout) -> list[str]:
+    folder = layout.run / "zones"
+    running = os.listdir(folder) if folder.is_dir() else []
+    return sorted({*zones.names(layout), *instances.names(layout), *running})
+
+
+def _check_zone(layout: Layout, zonename: str) -> list[Finding]:
+    """A zone without a supervisor whose ledger lists what nobody needs any more."""
+    lock = FileLock(layout.zone_run(zonename) / "lock")
+    if not layout.zone_run(zonename).is_dir() or not lock.acquire(blocking=False):
+        return []  # never active, or its supervisor takes care of it
+    try:
+        instance = instances.read(layout, zonename)
+        ledger = Ledger(layout.zone_run(zonename) / "ledger.jsonl")
+        state = living_state(instance) if instance else None
+        if state in (State.READY, State.RUNNING, State.MOUNTED):
+            return [] if ledger.pending() else [Finding(zonename, f"{state.label} without a ledger", "nothing done")]
+        if instance is None and not ledger.pending():
+            return _leftover_cgroup(layout, zonename)
+        return [_take_back(layout, zonename, instance, ledger)]
+    finally:
+        lock.release()
+
+
+def _leftover_cgroup(layout: Layout, zonename: str) -> list[Finding]:
+    cgroup = ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename)
+    if not cgroup.path.exists():
+        return []
+    return [_act(zonename, "an empty cgroup is left", cgroup.remove)]
+
+
+def _take_back(layout: Layout, zonename: str, instance: Instance | None, ledger: Ledger) -> Finding:
+    what = f"{len(ledger.pending())} entries of a life that is over"
+
+    def act() -> None:
+        cgroup = ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename)
+        for part in Part:
+            cgroup.kill(part)
+            if not cgroup.wait_empty(part, 10.0):
+                raise ZoneError("still there: {who}", who="; ".join(cgroup.stuck(part)))
+        failures = undo.everything(ledger, undo.Remains(layout, zonename))
+        if failures:
+            raise failures[0]
+        cgroup.remove()
+        instances.forget(layout, zonename)
+        snapshot.destroy(layout, zonename)
+
+    return _act(zonename, what, act)
+
+
+def _act(zonename: str, found: str, act: object) -> Finding:
+    try:
+        act()  # type: ignore[operator]
+    except (ZoneError, OSError) as error:
+        return Finding(zonename, found, f"not removed: {error}")
+    return Finding(zonename, found, "removed")
+
+
+def _check_host(layout: Layout) -> list[Finding]:
+    """What zones share (the default bridge) goes when no zone is active."""
+    path = layout.run / "host.json"
+    with FileLock(layout.run / "host.lock"):
+        table = read_json(path)
+        if not table or instances.names(layout):
+            return []
+        findings = []
+        for name in list(table["bridges"]):
+            findings.append(_act("host", f"bridge {name}", lambda name=name: netlink.delete_link(name)))
+            table["bridges"].remove(name)
+        write_json(path, table)
+        return findings
+
+
