@@ -104,7 +104,9 @@ def test_another_mount_namespace_is_no_obstacle(door: tuple[Listener, Path]) -> 
         (("unshare", "--user", "--map-root-user", "--pid", "--fork"), "other user namespace"),
     ],
 )
-def test_everybody_else_is_refused(door: tuple[Listener, Path], wrapper: tuple[str, ...], reason: str) -> None:
+def test_everybody_else_is_refused(
+    door: tuple[Listener, Path], wrapper: tuple[str, ...], reason: str
+) -> None:
     refusal, told = knock(door, *wrapper)
     assert isinstance(refusal, str)
     assert reason in refusal

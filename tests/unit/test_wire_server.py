@@ -146,7 +146,10 @@ def test_messages_arrive_before_the_last_reply(toy: Toy) -> None:
 
 def test_a_caller_without_more_gets_one_reply(toy: Toy) -> None:
     with Client(toy.door) as client:
-        assert client.call("org.zonemgr.Zone.Boot", {"args": None}) == {"messages": ["one", "two"], "note": None}
+        assert client.call("org.zonemgr.Zone.Boot", {"args": None}) == {
+            "messages": ["one", "two"],
+            "note": None,
+        }
 
 
 def test_a_refusal_is_an_error_with_its_texts(toy: Toy) -> None:
@@ -199,7 +202,9 @@ def test_a_caller_who_may_not_ask_is_told_and_disconnected(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("request_bytes", [b"\0", b"nonsense\0", b"[]\0", b'{"method": 7}\0', b"x" * 70_000])
-def test_a_malformed_or_oversized_request_closes_its_own_connection_only(toy: Toy, request_bytes: bytes) -> None:
+def test_a_malformed_or_oversized_request_closes_its_own_connection_only(
+    toy: Toy, request_bytes: bytes
+) -> None:
     with raw(toy) as connection:
         try:
             connection.sendall(request_bytes)
@@ -281,7 +286,7 @@ def test_a_slow_reader_costs_a_bounded_buffer_and_still_gets_its_last_reply(toy:
         connection.sendall(b'{"method": "org.zonemgr.Zone.Monitor", "more": true}\0')
         assert boots(toy)
         data = b""
-        while not data.endswith(b'}}\0') or b"continues" in data.rsplit(b"\0", 2)[1]:
+        while not data.endswith(b"}}\0") or b"continues" in data.rsplit(b"\0", 2)[1]:
             data += connection.recv(65536)
     assert len(data) < 4_000_000
     assert data.count(b"continues") == json.loads(data.rsplit(b"\0", 2)[1])["parameters"]["event"]

@@ -17,9 +17,7 @@ from zonemgr.wire.varlink import MalformedError, Splitter, decode, encode
 def test_frames_do_not_depend_on_how_the_bytes_arrive(frames: list[bytes], step: int) -> None:
     stream = b"".join(frame + b"\0" for frame in frames)
     splitter = Splitter(10_000)
-    arrived = [
-        frame for at in range(0, len(stream), step) for frame in splitter.feed(stream[at : at + step])
-    ]
+    arrived = [frame for at in range(0, len(stream), step) for frame in splitter.feed(stream[at : at + step])]
     assert arrived == frames
     assert not splitter.half
 

@@ -14,7 +14,7 @@ import click
 from zonemgr.cli.output import Session, printable
 from zonemgr.store.events import follow, recorded
 
-_LEADING = ("time", "event", "zone")
+_LEADING = ("time", "type", "zonename", "oldstate", "newstate")
 
 
 def describe(event: Mapping[str, Any]) -> str:
@@ -22,8 +22,11 @@ def describe(event: Mapping[str, Any]) -> str:
     import time
 
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event.get("time", 0))))
+    what = str(event.get("type", "?"))
+    if "newstate" in event:
+        what += f" {event.get('oldstate', '?')} -> {event['newstate']}"
     rest = " ".join(f"{name}={_value(value)}" for name, value in event.items() if name not in _LEADING)
-    return printable(f"{when}  {event.get('zone') or '-':<16} {event.get('event', '?')}  {rest}".rstrip())
+    return printable(f"{when}  {event.get('zonename') or '-':<16} {what}  {rest}".rstrip())
 
 
 def _value(value: object) -> str:
@@ -42,7 +45,7 @@ def events(session: Session, names: tuple[str, ...], following: bool, everything
     source: Iterator[dict[str, Any]]
     source = follow(session.layout, from_start=everything) if following else recorded(session.layout)
     for event in source:
-        if names and event.get("zone") not in names:
+        if names and event.get("zonename") not in names:
             continue
         if session.json:
             session.emit(event, indent=None)

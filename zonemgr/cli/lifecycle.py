@@ -84,7 +84,7 @@ class Conversation:
 
     def finish(self, note: str | None) -> None:
         self.note = note
-        if note:
+        if note and note not in self.messages:
             self.session.note(note, self.zonename)
 
     def fail(self, error: ZoneError) -> None:
@@ -190,7 +190,7 @@ def _perform(talk: Conversation, request: Request | None) -> None:
         talk.fail(error)
     except OSError as error:
         talk.fail(PlatformError("{what}: {why}", what=error.filename or "cannot ask", why=error.strerror))
-    except Exception as error:  # noqa: BLE001 - one zone's mishap must not hide what became of the others
+    except Exception as error:  # one zone's mishap must not hide what became of the others
         internal = InternalError("internal error: this is a bug of zonemgr")
         internal.__cause__ = error
         talk.fail(internal)
@@ -226,7 +226,11 @@ def _run(jobs: Sequence[Callable[[], None]]) -> None:
 def _let_go(session: Session, talks: Sequence[Conversation], request: Request) -> None:
     for talk in talks:
         if talk.exit_code is None:
-            text = f"interrupted: the {request.verb} goes on" if talk.asked else "interrupted before anything was asked"
+            text = (
+                f"interrupted: the {request.verb} goes on"
+                if talk.asked
+                else "interrupted before anything was asked"
+            )
             if talk.asked and request.verb in ("ready", "boot"):
                 text += f" ({session.program} halt {talk.zonename} cancels it)"
             session.message(text, talk.zonename)
@@ -327,7 +331,9 @@ def shutdown(
 @_names
 @_all
 @click.option("-f", "--force", is_flag=True, help="Also a zone whose installation is incomplete.")
-@click.option("-u", "--update", is_flag=True, help="Open the root itself for changes, not a scratch zone beside it.")
+@click.option(
+    "-u", "--update", is_flag=True, help="Open the root itself for changes, not a scratch zone beside it."
+)
 @click.pass_obj
 def mount(session: Session, names: tuple[str, ...], everything: bool, force: bool, update: bool) -> int:
     """Open the roots of zones for maintenance: no network, no limits, no init; login works."""

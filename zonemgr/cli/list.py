@@ -47,9 +47,8 @@ class Row:
     def parsable(self) -> str:
         """Fields may be added at the end; only the path can hold a colon."""
         path = printable(self.zonepath).replace(":", "\\:")
-        return ":".join(
-            (self.id_text, self.zonename, self.state.label, path, self.uuid, self.brand, self.ip_text)
-        )
+        fields = [self.id_text, self.zonename, self.state.label, path, self.uuid, self.brand, self.ip_text]
+        return ":".join(fields)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,9 +68,7 @@ GLOBAL = Row(GLOBAL_ZONE, State.RUNNING, 0, "/", "", "host", "shared")
 
 def row(seen: Observation) -> Row:
     """What is listed of an observed zone."""
-    return Row(
-        seen.zonename, seen.state, seen.zone_id, seen.zonepath, seen.uuid, seen.brand, seen.ip_type
-    )
+    return Row(seen.zonename, seen.state, seen.zone_id, seen.zonepath, seen.uuid, seen.brand, seen.ip_type)
 
 
 def select(zones: Sequence[Row], minimum: State) -> list[Row]:

@@ -37,7 +37,9 @@ def _verb(module: str, name: str, summary: str, example: str) -> Verb:
 SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     "Make and change": {
         "create": _verb("create", "create", "Configure a new zone.", "zonemgr create web autoboot=true"),
-        "config": _verb("config", "config", "Show or change a zone's configuration.", "zonemgr config web info"),
+        "config": _verb(
+            "config", "config", "Show or change a zone's configuration.", "zonemgr config web info"
+        ),
         "delete": _verb("delete", "delete", "Forget a zone's configuration.", "zonemgr delete web -F"),
         "verify": _verb("verify", "verify", "Check that a zone could be made here.", "zonemgr verify web"),
         "install": _verb("install", "install", "Give a zone its root.", "zonemgr install web"),
@@ -53,7 +55,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "unmount": _verb("lifecycle", "unmount", "End the maintenance of a zone.", "zonemgr unmount web"),
     },
     "Use": {
-        "login": _verb("login", "login", "Enter a zone or run a command in it.", "zonemgr login web -- uname -n"),
+        "login": _verb(
+            "login", "login", "Enter a zone or run a command in it.", "zonemgr login web -- uname -n"
+        ),
         "console": _verb("console", "console", "Connect to a zone's console.", "zonemgr console web"),
     },
     "Look": {
@@ -65,7 +69,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "doctor": _verb("doctor", "doctor", "Say what this host lacks.", "zonemgr doctor"),
     },
 }
-VERBS: Final[Mapping[str, Verb]] = {name: verb for section in SECTIONS.values() for name, verb in section.items()}
+VERBS: Final[Mapping[str, Verb]] = {
+    name: verb for section in SECTIONS.values() for name, verb in section.items()
+}
 
 
 def _set_root(context: click.Context, _: click.Parameter, value: str | None) -> None:
@@ -89,9 +95,13 @@ def global_options() -> list[click.Parameter]:
     """The options that are accepted before and after the verb."""
     shared: dict[str, Any] = {"expose_value": False, "is_eager": True}
     return [
-        click.Option(["--root"], metavar="DIR", callback=_set_root, help="Use the instance below DIR.", **shared),
+        click.Option(
+            ["--root"], metavar="DIR", callback=_set_root, help="Use the instance below DIR.", **shared
+        ),
         click.Option(["--json"], is_flag=True, callback=_set_json, help="Answer in JSON.", **shared),
-        click.Option(["-q", "--quiet"], is_flag=True, callback=_set_quiet, help="Say nothing on success.", **shared),
+        click.Option(
+            ["-q", "--quiet"], is_flag=True, callback=_set_quiet, help="Say nothing on success.", **shared
+        ),
     ]
 
 
@@ -146,7 +156,9 @@ class LazyGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
         with formatter.section("Examples"):
-            for line in columns([["  " + verb.example, verb.help] for verb in map(VERBS.__getitem__, _SHOWN)]):
+            for line in columns(
+                [["  " + verb.example, verb.help] for verb in map(VERBS.__getitem__, _SHOWN)]
+            ):
                 formatter.write(line + "\n")
 
 
@@ -165,7 +177,11 @@ def load(name: str) -> click.Command | None:
     verb = VERBS.get(name)
     if verb is None:
         return None
-    command: click.Command = getattr(importlib.import_module(verb.module), verb.attribute)
+    return complete(getattr(importlib.import_module(verb.module), verb.attribute), name, verb)
+
+
+def complete(command: click.Command, name: str, verb: Verb) -> click.Command:
+    """A verb's own command with what the frame adds to every verb."""
     taken = {text for parameter in command.params for text in parameter.opts}
     command.params.extend(option for option in global_options() if not taken & set(option.opts))
     command.name = name
@@ -242,7 +258,7 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     except OSError as error:
         session.message(f"{error.filename or session.program}: {error.strerror or error}")
         return Exit.ERROR
-    except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes an exit status
+    except Exception:  # the one place where a bug of ours becomes an exit status
         import traceback
 
         traceback.print_exc()

@@ -106,6 +106,8 @@ def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     pad = " " * gap
     return [
-        pad.join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
+        pad.join(
+            [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]
+        ).rstrip()
         for row in rows
     ]

@@ -63,8 +63,7 @@ def plan(session: Session, verb: str, name: str) -> int:
 
 @click.command()
 @click.option("--host", is_flag=True, help="Also remove shared objects of the host that no zone uses.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what is wrong.")
 @click.pass_obj
-def fsck(session: Session, host: bool, dry_run: bool) -> int:
+def fsck(session: Session, host: bool) -> int:
     """Reconcile what is recorded about zones with what the kernel has."""
-    return one_shot(session, "fsck", *(["--host"] if host else []), *(["--dry-run"] if dry_run else []))
+    return one_shot(session, "fsck", *(["--host"] if host else []))

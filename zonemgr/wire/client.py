@@ -37,7 +37,9 @@ class LostReply(ZoneError):
     """The server closed the connection in the middle of an answer."""
 
     def __init__(self) -> None:
-        super().__init__("the supervisor ended while it was working: the next command finds out how far it came")
+        super().__init__(
+            "the supervisor ended while it was working: the next command finds out how far it came"
+        )
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:

@@ -93,7 +93,9 @@ def _check_process(pid: int, handle: _Handle) -> None:
             raise CallerError("pid {pid} has left", pid=pid)
         for kind in ("user", "pid"):
             if os.stat(f"ns/{kind}", dir_fd=folder_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
-                raise CallerError("insufficient privileges: pid {pid}, other {kind} namespace", pid=pid, kind=kind)
+                raise CallerError(
+                    "insufficient privileges: pid {pid}, other {kind} namespace", pid=pid, kind=kind
+                )
         if not _effective(folder_fd) >> CAP_SYS_ADMIN & 1:
             raise CallerError("insufficient privileges: pid {pid} lacks CAP_SYS_ADMIN", pid=pid)
     finally:

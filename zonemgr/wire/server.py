@@ -79,7 +79,9 @@ class Listener:
         """
         try:
             connection, _ = self._socket.accept()
-        except OSError:  # nobody there any more, or no descriptor left: the next round of the loop tries again
+        except (
+            OSError
+        ):  # nobody there any more, or no descriptor left: the next round of the loop tries again
             return None
         connection.setblocking(False)
         try:
@@ -220,7 +222,7 @@ class Peer:
 
     def _end(self) -> None:
         # A caller may close its sending half and wait.  One that has really gone shows up again, as a hang-up.
-        if self._ended or not self._calls and not self._output:
+        if self._ended or not (self._calls or self._output):
             self.close()
         self._ended = True
 

@@ -35,7 +35,9 @@ TRANSITION_VARIABLE: Final = "ZONEMGR_IN_TRANSITION"
 
 Say = Callable[[str], None]
 
-_BOOTSTRAP: Final = "import runpy,sys;sys.path.insert(0,sys.argv.pop(1));runpy.run_module({!r},{{}},'__main__',True)"
+_BOOTSTRAP: Final = (
+    "import runpy,sys;sys.path.insert(0,sys.argv.pop(1));runpy.run_module({!r},{{}},'__main__',True)"
+)
 
 
 def program(module: str, *arguments: str) -> list[str]:
@@ -171,7 +173,13 @@ def _spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
     ]
     # A session of its own at once: a Ctrl-C at the caller's terminal is not meant for it.
     return os.posix_spawn(
-        words[0], words, environment(), file_actions=actions, setsid=True, setsigmask=(), setsigdef=_defaults()
+        words[0],
+        words,
+        environment(),
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_defaults(),
     )
 
 
