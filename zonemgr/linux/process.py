@@ -16,12 +16,10 @@ import signal
 from collections.abc import Iterable
 
 from zonemgr.linux import libc
-from zonemgr.linux.procfs import boot_id as boot_id
-from zonemgr.linux.procfs import command_name as command_name
-from zonemgr.linux.procfs import describe_stuck as describe_stuck
-from zonemgr.linux.procfs import is_alive as is_alive
-from zonemgr.linux.procfs import pid_of as pid_of
-from zonemgr.linux.procfs import start_time as start_time
+from zonemgr.linux.procfs import boot_id, command_name, describe_stuck, is_alive, pid_of, start_time
+
+# What is passed on; everything below is public as well.
+__all__ = ["boot_id", "command_name", "describe_stuck", "is_alive", "pid_of", "start_time"]
 
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
@@ -135,6 +133,13 @@ def set_name(name: str) -> None:
     import prctl
 
     prctl.set_name(name[:15])
+
+
+def set_title(title: str) -> None:
+    """Set the command line that ``ps`` shows, in the place of the arguments (a longer title is cut)."""
+    import prctl
+
+    prctl.set_proctitle(title)
 
 
 def set_pdeathsig(number: int, parent_pid: int | None = None) -> None:
