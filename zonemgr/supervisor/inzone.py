@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,31 +73,33 @@ def _join(instance: Instance, pid: int) -> None:
 
 def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: float) -> None:
     """Pass lines on until the command has ended; what it leaves running may keep the pipe."""
-    import select
-
     os.set_blocking(read_fd, False)
     poller = select.poll()
     poller.register(read_fd, select.POLLIN)
     poller.register(pid_fd, select.POLLIN)
     deadline = time.monotonic() + deadline_s
-    rest = b""
-    ended = False
+    rest, ended, open_pipe = b"", False, True
     while not ended:
         ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
         if not ready:
-            process.pidfd_signal(pid_fd, 9)
+            process.pidfd_signal(pid_fd, signal.SIGKILL)
             raise PlatformError("the command in the zone did not end within {seconds:g} seconds", seconds=deadline_s)
         ended = pid_fd in ready
-        try:
-            data = os.read(read_fd, 65536)
-        except BlockingIOError:
-            continue
-        if not data:
+        data = _read(read_fd) if open_pipe else None
+        if data == b"":
             poller.unregister(read_fd)
-            poller.register(pid_fd, select.POLLIN)
-        *lines, rest = (rest + data).split(b"\n")
+            open_pipe = False
+        *lines, rest = (rest + (data or b"")).split(b"\n")
         for line in lines:
             say(line[:LINE_MAX].decode(errors="replace"))
         rest = rest[:LINE_MAX]
     if rest:
         say(rest.decode(errors="replace"))
+
+
+def _read(read_fd: int) -> bytes | None:
+    """What the pipe holds: None for nothing yet, empty for its end."""
+    try:
+        return os.read(read_fd, 65536)
+    except BlockingIOError:
+        return None

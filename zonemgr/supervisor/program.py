@@ -135,6 +135,7 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
 
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         process.set_name("zone-supervisor")
+        process.set_title(f"zone-supervisor {zonename}")
         supervisors.leave_v1()
         status = _supervise(layout, zonename, starter)
     except Exception as error:

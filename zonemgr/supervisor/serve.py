@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,7 +36,7 @@ from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.loop import Loop, Timer
 from zonemgr.supervisor.steps import Transition
 from zonemgr.supervisor.worker import Worker
-from zonemgr.wire import packets
+from zonemgr.wire import packets, start
 from zonemgr.wire.peers import CallerError
 from zonemgr.wire.server import Call, Introspection, Listener, Peer
 
@@ -649,9 +648,4 @@ def _observed(layout: Layout, zonename: str) -> Observation | None:
 
 def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:
     """The command that starts a supervisor for the zone, for zsched to run when nobody is there."""
-    import sys
-
-    return (sys.executable, "-I", "-m", "zonemgr.supervisor", "serve", zonename, "--root", str(layout.root))
-
-
-StartCheck = Callable[[Layout, str], None]
+    return tuple(start.program("zonemgr.supervisor", "serve", zonename, "--root", str(layout.root)))

@@ -256,6 +256,7 @@ class _Builder:
         pid, zsched_fd = process.clone3(0, cgroup_fd=manager_fd)
         if pid == 0:
             zsched.main(
+                zonename=instance.zonename,
                 generation=instance.generation,
                 listener=listener,
                 creator=theirs,
@@ -634,7 +635,7 @@ def shutdown(transition: Transition) -> None:
         )
     except ZoneError as error:
         raise PlatformError("unable to shutdown zone: {why}", why=error.text) from None
-    if status != 0:
+    if status != 0 and instance.init.alive:  # a command that the zone's own end took with it has worked
         raise PlatformError("unable to shutdown zone")
 
 

@@ -45,6 +45,7 @@ class _Stage:
 def run(channel: socket.socket) -> None:
     """Be the parked process 1.  Never returns."""
     process.set_name(PARKED_NAME)
+    process.set_title(PARKED_NAME)  # nothing of the host's paths shows in the zone's ps
     process.set_dumpable(False)
     process.close_fds([channel.fileno()])
     process.stdio_to_null()

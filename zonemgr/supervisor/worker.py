@@ -93,6 +93,7 @@ def _be_worker(
     try:
         process.set_pdeathsig(signal.SIGKILL, supervisor_pid)
         process.set_name("zone-worker")
+        process.set_title(f"zone-worker {transition.zonename} {transition.command.value}")
         signal.set_wakeup_fd(-1)
         drop()
         process.close_fds([0, 1, 2, sock.fileno()])

@@ -273,6 +273,7 @@ def _be_stub(channel: socket.socket) -> None:
 
 def main(
     *,
+    zonename: str,
     generation: str,
     listener: socket.socket,
     creator: socket.socket,
@@ -285,6 +286,7 @@ def main(
     try:
         os.setsid()
         process.set_name("zsched")
+        process.set_title(f"zsched {zonename}")
         process.set_pdeathsig(0)
         process.set_dumpable(False)
         process.close_fds([listener.fileno(), creator.fileno(), payload_fd])
