@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_schema import FULL
-from test_schema import zones as zone_tables
+from tests.unit.test_schema import FULL
+from tests.unit.test_schema import zones as zone_tables
 
 from zonemgr.cli import configtext
 from zonemgr.cli.main import program, run

@@ -1,0 +1,191 @@
+"""A zonemgr instance of its own, driven as a user drives it: through the command.
+
+It lives in a folder below /var/tmp (never a tmpfs: id-mapped mounts and real disks are the point).  Its bridge, links
+and control groups carry the suffix of that folder, so that it runs beside other instances of the same host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import zonemgr
+from tests.kit import leaks
+from zonemgr.errors import ZoneError
+from zonemgr.store.paths import ROOT_VARIABLE, Layout
+
+TIMEOUT_S: Final = 120.0
+CHECKOUT: Final = Path(zonemgr.__file__).resolve().parent.parent
+
+
+class Failed(AssertionError):
+    """A command did not end as the test wants; the text shows what it said."""
+
+
+class Instance:
+    """One instance.  ``command`` are the words that start the program: this checkout's, unless told otherwise."""
+
+    def __init__(self, root: Path, command: Sequence[str] = ()) -> None:
+        self.root = root
+        self.layout = Layout.at(root)
+        self.command = tuple(command) or (sys.executable, "-m", "zonemgr")
+        self.suffix = self.layout.suffix
+        self.bridge = "zbr0" + self.suffix
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The caller's environment with this instance in it."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+        return {**kept, ROOT_VARIABLE: str(self.root), "PYTHONPATH": str(CHECKOUT), "LC_ALL": "C.UTF-8"}
+
+    def run(
+        self,
+        *args: str,
+        check: bool | int = True,
+        timeout: float = TIMEOUT_S,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``zonemgr ARGS`` to its end.  ``check``: True wants status 0, a number for that one, False for any."""
+        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        done = subprocess.run(
+            [*self.command, *args],
+            env={**self.env, **(env or {})},
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            **stdin,
+        )
+        wanted = 0 if check is True else check
+        if check is not False and done.returncode != wanted:
+            raise Failed(
+                f"zonemgr {' '.join(args)}: status {done.returncode}, expected {wanted}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def popen(self, *args: str, **more: Any) -> subprocess.Popen[str]:
+        """Start ``zonemgr ARGS``; the caller ends and waits for it.  Keywords are Popen's."""
+        options: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        return subprocess.Popen([*self.command, *args], env=self.env, text=True, **{**options, **more})
+
+    def json(self, *args: str, timeout: float = TIMEOUT_S) -> Any:
+        """What ``zonemgr --json ARGS`` answers."""
+        return json.loads(self.run("--json", *args, timeout=timeout).stdout)
+
+    # -- zones --------------------------------------------------------------------------------------------------
+
+    def configured(self, name: str = "web", *args: str) -> str:
+        """A new zone in state configured; ``args`` are create's.  Returns its name, as do the next two."""
+        self.run("create", name, *args)
+        return name
+
+    def installed(self, name: str = "web", *args: str) -> str:
+        """A new zone in state installed."""
+        self.configured(name, *args)
+        self.run("install", name)
+        return name
+
+    def running(self, name: str = "web", *args: str) -> str:
+        """A new zone, booted."""
+        self.installed(name, *args)
+        self.run("boot", name)
+        return name
+
+    def states(self) -> dict[str, str]:
+        """Zone -> state, without the global zone."""
+        rows = [line.split(":") for line in self.run("list", "-cp").stdout.splitlines()]
+        return {row[1]: row[2] for row in rows if row[1] != "global"}
+
+    def state(self, name: str = "web") -> str:
+        """The state as ``list`` shows it; "" for a zone that is not configured."""
+        return self.states().get(name, "")
+
+    def login(self, name: str, *words: str, check: bool | int = True) -> str:
+        """What a command prints in the zone."""
+        return self.run("login", name, "--", *words, check=check).stdout
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def close(self) -> list[str]:
+        """End the instance in good order; what went wrong, one line each.  Leaks are looked for after this."""
+        problems = []
+        try:
+            for name, state in self.states().items():
+                if state not in ("configured", "incomplete", "installed"):
+                    done = self.run("unmount" if state == "mounted" else "halt", name, check=False)
+                    problems += [f"{name} in state {state}: {line}" for line in _failure(done)]
+        except (Failed, OSError, subprocess.TimeoutExpired) as error:
+            problems.append(str(error))
+        problems += self._delete_bridge()
+        return problems
+
+    def _delete_bridge(self) -> list[str]:
+        from zonemgr.linux import netlink
+
+        if not Path("/sys/class/net", self.bridge).exists():
+            return []
+        try:
+            netlink.delete_link(self.bridge)
+        except (OSError, ZoneError) as error:
+            return [str(error)]
+        return []
+
+    def force(self) -> None:
+        """Kill and remove whatever is still there, and the folder: the next test starts clean whatever this one did."""
+        for base in [base for base in leaks.bases() if base.name == "zonemgr" + self.suffix]:
+            _kill(base)
+            for folder, _, _ in os.walk(base, topdown=False):
+                _remove_cgroup(Path(folder))
+        for point in self._mounts():
+            subprocess.run(["umount", "--lazy", point], capture_output=True)
+        if not self._mounts():  # otherwise we would delete what is mounted
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def _mounts(self) -> list[str]:
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        points = [line.split(" ")[4] for line in text.splitlines()]
+        return [point for point in reversed(points) if point.startswith(f"{self.root}/")]
+
+
+def _failure(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [] if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"status {done.returncode}"])
+
+
+def _kill(base: Path) -> None:
+    """SIGKILL to everything below, again and again while it forks or ends."""
+    for _ in range(20):
+        pids = {pid for file in base.rglob("cgroup.procs") for pid in _read(file).split()}
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        subprocess.run(["true"])  # as long as a process takes to come and go
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _remove_cgroup(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # still populated: the leak check has named it

@@ -1,0 +1,111 @@
+"""The fixtures and marks of the kit, for tests/ and the tests of each brand."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.kit import leaks, probes
+from tests.kit.instance import Instance
+from zonemgr.store.paths import Layout
+
+CHECKED_FOLDERS: Final = frozenset(("root", "userns", "e2e", "brands"))
+PLACE: Final = Path("/var/tmp")
+
+NewInstance = Callable[[], Instance]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(leaks.MARK_VARIABLE, f"{os.getpid()}-{secrets.token_hex(4)}")
+    unknown = probes.unknown_musts()
+    if unknown:
+        raise pytest.UsageError(f"{probes.MUST_VARIABLE} names no probe: {' '.join(unknown)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("requires"):
+            for name in mark.args:
+                if name not in probes.PROBES:
+                    raise pytest.UsageError(f"{item.nodeid}: requires({name!r}) is no probe of tests/kit/probes.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("requires"):
+        for name in mark.args:
+            why = probes.lacking(name)
+            if why and probes.must(name):
+                pytest.fail(f"this host must have {name}, but: {why}", pytrace=False)
+            if why:
+                pytest.skip(f"this host lacks {name}: {why}")
+
+
+class Registry:
+    """The instances of the test that runs."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        self.folders = folders
+        self.instances: list[Instance] = []
+
+    def add(self, instance: Instance) -> Instance:
+        self.instances.append(instance)
+        return instance
+
+    def is_ours(self, suffix: str) -> bool:
+        """Whether the suffix is of an instance of this test, one that it made by hand in its folder included."""
+        roots = [instance.root for instance in self.instances]
+        for folder in self.folders:
+            roots += [folder, *(path for path in folder.glob("*") if path.is_dir())]
+        return suffix in {Layout.at(root).suffix for root in roots}
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return (*self.folders, *(instance.root for instance in self.instances))
+
+
+def _is_checked(request: pytest.FixtureRequest) -> bool:
+    below = request.path.relative_to(request.config.rootpath).parts
+    return bool(CHECKED_FOLDERS & set(below[:2])) or bool({"instance", "new_instance"} & set(request.fixturenames))
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[Registry]:
+    """Fails a test of tests/root, tests/userns, tests/e2e or a brand that leaves anything behind on the host."""
+    if not _is_checked(request):
+        yield Registry(())
+        return
+    folders = (request.getfixturevalue("tmp_path"),) if "tmp_path" in request.fixturenames else ()
+    registry = Registry(folders)
+    before = leaks.look(registry.places, registry.is_ours)
+    yield registry
+    problems = [f"cannot end: {line}" for instance in registry.instances for line in instance.close()]
+    problems += leaks.left(before, registry.places, registry.is_ours)
+    for instance in registry.instances:
+        instance.force()
+    if problems:
+        pytest.fail("left behind:\n  " + "\n  ".join(problems), pytrace=False)
+
+
+@pytest.fixture
+def new_instance(no_leaks: Registry) -> NewInstance:
+    """Makes instances: ``one, other = new_instance(), new_instance()``.  All are ended after the test."""
+
+    def make() -> Instance:
+        folder = Path(tempfile.mkdtemp(prefix="zonemgr-", dir=PLACE))
+        folder.chmod(0o755)  # list works for everybody
+        return no_leaks.add(Instance(folder))
+
+    return make
+
+
+@pytest.fixture
+def instance(new_instance: NewInstance) -> Instance:
+    """A fresh instance of zonemgr, ended after the test."""
+    return new_instance()

@@ -1,0 +1,114 @@
+"""What the host can do, found by doing it.
+
+A test that needs a feature says ``@pytest.mark.requires("root", "net")``.  Where the kernel refuses the feature the
+test is skipped, so that a laptop can run the rest; where the environment variable ZONEMGR_MUST names it (words with
+blanks between, or ``all``) the test fails instead, so that continuous integration cannot lose tests without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+MUST_VARIABLE: Final = "ZONEMGR_MUST"
+_DEADLINE_S: Final = 60
+_ADD_VETH: Final = """
+from pyroute2 import IPRoute
+with IPRoute() as route:
+    route.link("add", ifname="probe0", kind="bridge")
+    route.link("add", ifname="probe1", kind="veth", peer="probe2")
+"""
+
+
+def _works(*command: str) -> str:
+    """Empty when the command succeeds, else why not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"{command[0]}: status {done.returncode}"])[-1]
+
+
+def _root() -> str:
+    if os.geteuid() != 0:
+        return "not root"
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return "" if int(found[1], 16) >> 21 & 1 else "no CAP_SYS_ADMIN"
+
+
+def _userns() -> str:
+    return _works("unshare", "--user", "--map-root-user", "true")
+
+
+def _mount() -> str:
+    return _works("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt")
+
+
+def _net() -> str:
+    return _works("unshare", "--net", sys.executable, "-c", _ADD_VETH)
+
+
+def _cgroup() -> str:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.startswith("cgroup2 "):
+            return _can_make_folder(Path(fields.split()[4]))
+    return "no cgroup2 file system is mounted"
+
+
+def _can_make_folder(parent: Path) -> str:
+    folder = parent / f"probe-{os.getpid()}"
+    try:
+        folder.mkdir()
+        folder.rmdir()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _loop() -> str:
+    """Loop devices with a file system on them, which fsfreeze(8) stops."""
+    missing = [name for name in ("losetup", "mkfs.ext4", "fsfreeze") if not shutil.which(name)]
+    return f"{missing[0]} is not installed" if missing else _works("losetup", "--find")
+
+
+def _nft() -> str:
+    return _works("unshare", "--net", "nft", "list", "tables")
+
+
+PROBES: Final[Mapping[str, Callable[[], str]]] = {
+    "root": _root,
+    "userns": _userns,
+    "mount": _mount,
+    "net": _net,
+    "cgroup": _cgroup,
+    "loop": _loop,
+    "nft": _nft,
+}
+
+
+@functools.cache
+def lacking(name: str) -> str:
+    """Why the host cannot do it; empty when it can.  KeyError for a name that is no probe."""
+    return PROBES[name]()
+
+
+def must(name: str) -> bool:
+    """Whether ZONEMGR_MUST names the probe."""
+    words = os.environ.get(MUST_VARIABLE, "").split()
+    return name in words or "all" in words
+
+
+def unknown_musts() -> list[str]:
+    """Words of ZONEMGR_MUST that are no probes."""
+    return [word for word in os.environ.get(MUST_VARIABLE, "").split() if word not in PROBES and word != "all"]
