@@ -1,13 +1,13 @@
-"""Entering a zone: a small one is made here in the safe order (M0 first, the own mount namespace last), then attacked from inside."""
+"""Entering a zone: a small one is made here in the safe order (M0 first, the own mount namespace last),
+then attacked from inside.
+"""
 
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.kit.waiting import until
 from zonemgr.errors import PlatformError, UsageError
 from zonemgr.linux import caps, enter, mounts, namespaces, passwd, paths, process, pty, seccomp
 from zonemgr.linux.cgroup import detect
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = pytest.mark.requires("root", "userns", "mount", "cgroup")
 
 BASE = 524288
 KEEP = caps.ALL - {"sys_module", "sys_time"}
@@ -134,7 +135,9 @@ def _stub(go_fd: int, ready_fd: int) -> None:
 
 
 def _manage(root: Path, cgroup_fd: int, say_fd: int, go: tuple[int, int], ready: tuple[int, int]) -> None:
-    """The manager: M0 with host credentials, process 1 in everything else, the tree, then process 1's own copy of it."""
+    """The manager: M0 with host credentials, process 1 in everything else, the tree, then process 1's own
+    copy of it.
+    """
     try:
         namespaces.unshare(namespaces.NEWNS)
         mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
@@ -149,7 +152,7 @@ def _manage(root: Path, cgroup_fd: int, say_fd: int, go: tuple[int, int], ready:
         os.write(go[1], b"s")
         assert os.read(ready[0], 1) == b"s"
         os.write(say_fd, b"ok\n")
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - told to the parent
         os.write(say_fd, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(0)
@@ -201,7 +204,7 @@ def zone(tmp_path: Path) -> Iterator[MiniZone]:
         cgroup.rmdir()
 
 
-# -- what a command gets ------------------------------------------------------------------------------------------
+# -- what a command gets -------------------------------------------------------------------------------------
 
 
 def test_a_command_runs_as_root_of_the_zone_in_all_its_namespaces(zone: MiniZone) -> None:
@@ -383,7 +386,7 @@ def test_the_command_dies_with_its_caller_when_asked(zone: MiniZone) -> None:
     os.close(pidfd)
 
 
-# -- what it must not be able to do -------------------------------------------------------------------------------
+# -- what it must not be able to do --------------------------------------------------------------------------
 
 
 def test_root_of_the_zone_can_undo_no_mount_of_ours(zone: MiniZone) -> None:
@@ -422,7 +425,7 @@ def test_a_process_of_the_zone_cannot_look_into_one_that_has_its_ids_already(
         observers.append(process.fork())
         if observers[0] == 0:
             try:
-                assert _wait_stopped(pid)
+                until(lambda: _state(pid) == "T", "a stopped child")
                 os.write(write_fd, _attack(zone, pid).encode())
             finally:
                 os.kill(pid, signal.SIGKILL)
@@ -436,13 +439,8 @@ def test_a_process_of_the_zone_cannot_look_into_one_that_has_its_ids_already(
     assert (output, errors.count("Permission denied")) == ("", 3)
 
 
-def _wait_stopped(pid: int) -> bool:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-            return True
-        select.select([], [], [], 0.005)
-    return False
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Enters the zone as its root without any of our precautions, as an ordinary process of the zone would be there.
@@ -460,7 +458,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def test_a_planted_module_is_never_imported(zone: MiniZone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that appears in the zone where the host's path has one must not run in the entering process."""
+    """A module that appears in the zone where the host's path has one must not run in the entering
+    process.
+    """
     (zone.root / "tmp/planted.py").write_text("open('/tmp/ran', 'w')")
     monkeypatch.syspath_prepend("/tmp")
 
@@ -473,13 +473,18 @@ def test_a_planted_module_is_never_imported(zone: MiniZone, monkeypatch: pytest.
     assert not (zone.root / "tmp/ran").exists()
 
 
-# -- accounts -----------------------------------------------------------------------------------------------------
+# -- accounts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["", ":", "1000:", ":5", "-1", "+1", "0x0", "00", "007", " 0", "0 ", "1e3", "2147483648", "4294967296",
-             "4294967295", "18446744073709551616", "root:", "root:-1", "root:0x0", "a:b:c", "ro ot", "٣", "root\n", "a\0b", "7seven"]
-)  # fmt: skip
+MISREAD = [
+    *("", ":", "1000:", ":5", "root:", "a:b:c"),  # a half, or too much
+    *("-1", "+1", "0x0", "00", "007", "1e3", "٣", "7seven", "root:-1", "root:0x0"),  # no plain number
+    *("2147483648", "4294967295", "4294967296", "18446744073709551616"),  # would wrap around
+    *(" 0", "0 ", "ro ot", "root\n", "a\0b"),  # no plain name
+]
+
+
+@pytest.mark.parametrize("text", MISREAD)
 def test_users_that_could_be_misread_are_refused(zone: MiniZone, text: str) -> None:
     root_fd = enter.open_root(zone.pidfd)
     with pytest.raises(UsageError):

@@ -1,4 +1,6 @@
-"""The mount API on the real kernel, in a mount namespace of the test's own: nothing of it is ever seen outside."""
+"""The mount API on the real kernel, in a mount namespace of the test's own: nothing of it is ever seen
+outside.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from zonemgr.errors import PlatformError
 from zonemgr.linux import mounts, namespaces, paths, process
 from zonemgr.linux.hints import explain
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = pytest.mark.requires("root", "userns", "mount")
 
 BASE = 524288
 MAP = [(0, BASE, 65536)]
@@ -29,7 +31,7 @@ def apart(act: Callable[[], None], flags: int = 0) -> None:
             namespaces.unshare(namespaces.NEWNS | flags)
             mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
             act()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - told to the parent
             os.write(write_fd, traceback.format_exc()[-4000:].encode())
         finally:
             os._exit(0)

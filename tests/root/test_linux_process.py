@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.waiting import until
 from zonemgr.errors import PlatformError
 from zonemgr.linux import caps, hints, inotify, libc, mounts, namespaces, process, pty
 from zonemgr.linux.cgroup import detect
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = pytest.mark.requires("root", "userns", "mount", "cgroup")
 
 ALL_NAMESPACES = (
     namespaces.NEWUSER
@@ -38,7 +38,7 @@ def in_child(act: Callable[[], str], flags: int = 0, cgroup_fd: int | None = Non
     if pid == 0:
         try:
             answer = act()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to the parent
             answer = f"{type(error).__name__}: {error}"
         try:
             os.write(write_fd, answer.encode())
@@ -53,7 +53,7 @@ def in_child(act: Callable[[], str], flags: int = 0, cgroup_fd: int | None = Non
     return answer
 
 
-# -- clone3 -------------------------------------------------------------------------------------------------------
+# -- clone3 --------------------------------------------------------------------------------------------------
 
 
 def test_a_child_is_born_in_new_namespaces_and_in_its_cgroup() -> None:
@@ -114,7 +114,7 @@ def test_a_refused_clone_raises_with_the_calls_name_and_leaves_the_parent_whole(
     assert in_child(lambda: "fine") == "fine"
 
 
-# -- descriptors, signals, attributes -----------------------------------------------------------------------------
+# -- descriptors, signals, attributes ------------------------------------------------------------------------
 
 
 def test_only_the_kept_descriptors_stay_open() -> None:
@@ -185,7 +185,7 @@ def test_the_session_keyring_is_new() -> None:
     assert in_child(join) == "True"
 
 
-# -- telling processes apart --------------------------------------------------------------------------------------
+# -- telling processes apart ---------------------------------------------------------------------------------
 
 
 def test_a_process_is_alive_by_pid_and_start_time_and_a_zombie_is_not() -> None:
@@ -216,11 +216,7 @@ def test_a_name_with_parentheses_and_blanks_confuses_nobody() -> None:
             signal.pause()
         finally:
             os._exit(0)
-    deadline = select.poll()
-    for _try in range(1000):
-        if process.command_name(pid) == ") R 1 2 (":
-            break
-        deadline.poll(5)
+    until(lambda: process.command_name(pid) == ") R 1 2 (", "the new name")
     assert process.start_time(pid) == process.start_time(pid) != 2
     assert process.describe_stuck(pid).startswith(f"{pid} () R 1 2 () in ")
     os.kill(pid, signal.SIGKILL)
@@ -231,7 +227,7 @@ def test_exit_statuses_are_those_of_a_shell() -> None:
     assert [process.exit_status(status) for status in (0, 7 << 8, 9, 0x80 | 11)] == [0, 7, 137, 139]
 
 
-# -- namespaces ---------------------------------------------------------------------------------------------------
+# -- namespaces ----------------------------------------------------------------------------------------------
 
 
 def test_id_maps_and_host_names() -> None:
@@ -268,7 +264,7 @@ def test_a_bad_id_map_is_refused_with_a_hint_and_leaves_no_process() -> None:
         os.waitpid(-1, os.WNOHANG)
 
 
-# -- capabilities -------------------------------------------------------------------------------------------------
+# -- capabilities --------------------------------------------------------------------------------------------
 
 
 def test_the_bounding_set_and_the_own_sets_shrink_to_what_is_kept() -> None:
@@ -308,7 +304,7 @@ def test_names_and_masks_agree_with_the_kernel() -> None:
     assert len(caps.NAMES) >= last + 1 or last > 40  # newer ones go by number, and are dropped
 
 
-# -- ptys ---------------------------------------------------------------------------------------------------------
+# -- ptys ----------------------------------------------------------------------------------------------------
 
 
 def test_a_pty_of_a_private_devpts_is_opened_without_a_path() -> None:
@@ -336,7 +332,7 @@ def test_a_folder_that_only_looks_like_a_devpts_is_refused(tmp_path: Path) -> No
     os.close(folder_fd)
 
 
-# -- watches and hints --------------------------------------------------------------------------------------------
+# -- watches and hints ---------------------------------------------------------------------------------------
 
 
 def test_a_watch_wakes_up_for_what_happens_and_for_nothing_else(tmp_path: Path) -> None:

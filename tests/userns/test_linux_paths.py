@@ -1,4 +1,6 @@
-"""Paths below a hostile root: what is planted there is refused, and nothing outside is ever touched.  Needs no privilege."""
+"""Paths below a hostile root: what is planted there is refused, and nothing outside is ever touched. Needs
+no privilege.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def _where(descriptor: int) -> str:
         os.close(descriptor)
 
 
-# -- open_beneath -------------------------------------------------------------------------------------------------
+# -- open_beneath --------------------------------------------------------------------------------------------
 
 
 def test_a_path_is_held_inside_the_root(root_fd: int, root: Path) -> None:
@@ -114,7 +116,7 @@ def test_file_system_types_are_told_apart() -> None:
     os.close(descriptor)
 
 
-# -- check_mount_point --------------------------------------------------------------------------------------------
+# -- check_mount_point ---------------------------------------------------------------------------------------
 
 
 def _check(root_fd: int, directory: str) -> bool:
@@ -159,7 +161,7 @@ def test_a_bad_mount_point_is_refused_in_the_references_words(
     )
 
 
-# -- make_mount_point ---------------------------------------------------------------------------------------------
+# -- make_mount_point ----------------------------------------------------------------------------------------
 
 
 def _make(root_fd: int, directory: str, **more: str) -> None:

@@ -1,7 +1,7 @@
 """Capabilities by name: the bounding set, a process's own sets, and what another process has.
 
-Names are the kernel's in lower case without "cap_".  Not through python-prctl: it refuses the numbers of capabilities that are newer
-than the headers it was compiled with, and those above all have to be dropped.
+Names are the kernel's in lower case without "cap_". Not through python-prctl: it refuses the numbers of
+capabilities that are newer than the headers it was compiled with, and those above all have to be dropped.
 
 Deliberately not here: which capabilities a zone gets (``model.privileges``).
 """
@@ -94,7 +94,7 @@ def names(bits: int) -> frozenset[str]:
 
 
 def drop_bounding(keep: frozenset[str]) -> None:
-    """Drop everything else from the bounding set, also what is newer than our table.  Cannot be taken back."""
+    """Drop everything else from the bounding set, also what is newer than our table. Cannot be taken back."""
     kept = mask(keep)
     for number in range(_MAX_NUMBER):
         try:
@@ -148,7 +148,9 @@ def limit_to(keep: frozenset[str]) -> None:
 
 
 def raise_permitted() -> None:
-    """Put everything that is permitted into effect (a change of ids away from root clears the effective set)."""
+    """Put everything that is permitted into effect (a change of ids away from root clears the effective
+    set).
+    """
     _effective, permitted, inheritable = _get()
     _set(permitted, permitted, inheritable)
 

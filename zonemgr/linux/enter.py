@@ -1,9 +1,10 @@
 """Starting a command inside a zone: the child that goes in, and the order in which it gives everything up.
 
-The child is born in the zone's pid namespace and cgroup, as the caller's own child, so its exit status arrives exactly and no process
-of ours stays between.  Before it enters the other namespaces it is non-dumpable, in a session of its own, and holds no descriptor but
-those it needs: a process of the zone could otherwise reach the host through it.  From then on nothing is imported, loaded,
-translated or looked up.  A step that fails is reported as (stage, errno) through a pipe that closes on exec.
+The child is born in the zone's pid namespace and cgroup, as the caller's own child, so its exit status
+arrives exactly and no process of ours stays between. Before it enters the other namespaces it is
+non-dumpable, in a session of its own, and holds no descriptor but those it needs: a process of the zone could
+otherwise reach the host through it. From then on nothing is imported, loaded, translated or looked up. A step
+that fails is reported as (stage, errno) through a pipe that closes on exec.
 
 Deliberately not here: the pty's traffic (``cli``), accounts (``passwd``), and what the zone's limits are.
 """
@@ -34,7 +35,9 @@ _ETIMEDOUT, _ESTALE = 110, 116
 
 
 class Stage(enum.Enum):
-    """The steps of the child, in their order; the value names the step to the operator and in the table of hints."""
+    """The steps of the child, in their order; the value names the step to the operator and in the table of
+    hints.
+    """
 
     STDIO = "stdio"
     CGROUP = "cgroup"
@@ -52,7 +55,9 @@ _STAGES = tuple(Stage)
 
 
 class EnterError(PlatformError):
-    """A command could not be started in the zone.  ``exit_status`` is what login returns: 125, or 126/127 for the command."""
+    """A command could not be started in the zone. ``exit_status`` is what login returns: 125, or 126/127
+    for the command.
+    """
 
     def __init__(self, stage: Stage, code: int, command: str) -> None:
         why = explain(OSError(code, os.strerror(code)), stage.value) if code else "unexpected failure"
@@ -63,7 +68,9 @@ class EnterError(PlatformError):
 
     @property
     def exit_status(self) -> int:
-        """What a shell would return: 127 for a command that is not there, 126 for one that cannot run; 125 for us."""
+        """What a shell would return: 127 for a command that is not there, 126 for one that cannot run; 125
+        for us.
+        """
         if self.stage is not Stage.EXEC:
             return 125
         return 127 if self.errno == _ENOENT else 126
@@ -85,7 +92,9 @@ class Child:
         return process.exit_status(os.waitpid(self.pid, 0)[1])
 
     def signal(self, number: int) -> None:
-        """Signal its process group, which it leads (before ``wait`` only: later the number may be another's)."""
+        """Signal its process group, which it leads (before ``wait`` only: later the number may be
+        another's).
+        """
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
@@ -118,11 +127,13 @@ class _Orders:
     die_with: int  # pidfd of the caller, or -1
 
 
-# -- joining ------------------------------------------------------------------------------------------------------
+# -- joining -------------------------------------------------------------------------------------------------
 
 
 def namespaces_to_join(pidfd: int) -> int:
-    """The flags of all namespaces in which the process differs from the caller, its pid namespace left out."""
+    """The flags of all namespaces in which the process differs from the caller, its pid namespace left
+    out.
+    """
     pid = process.pid_of(pidfd)
     flags = 0
     for kind, flag in namespaces.KINDS.items():
@@ -142,7 +153,9 @@ def forbid_imports() -> None:
 
 
 def join(pidfd: int, flags: int) -> None:
-    """Enter these namespaces of a process, for good.  The caller has one thread and holds nothing that the zone may not have."""
+    """Enter these namespaces of a process, for good. The caller has one thread and holds nothing that the
+    zone may not have.
+    """
     process.set_dumpable(False)
     forbid_imports()
     namespaces.setns(pidfd, flags)
@@ -157,11 +170,13 @@ def open_root(pidfd: int) -> int:
     return root_fd
 
 
-# -- the caller's side --------------------------------------------------------------------------------------------
+# -- the caller's side ---------------------------------------------------------------------------------------
 
 
 def _candidates(command: str, env: Mapping[str, str]) -> tuple[bytes, ...]:
-    """Where a command may be: itself when it has a slash, else in each folder of the new environment's PATH."""
+    """Where a command may be: itself when it has a slash, else in each folder of the new environment's
+    PATH.
+    """
     if "/" in command:
         return (libc.text("exec", command),)
     folders = env.get("PATH", DEFAULT_PATH).split(":")
@@ -190,10 +205,11 @@ def spawn_in_zone(
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
 
-    The caller has root's capabilities on the host.  All ids are the zone's own; ``env`` is the whole environment.
-    ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is called with its pid before it goes in
-    (for v1 hierarchies).  ``tty_slave``: descriptor 0 becomes the controlling terminal.  ``fall_back_to_root``: "/" when ``cwd``
-    cannot be entered.  EnterError names the stage; OSError when the child could not be born.
+    The caller has root's capabilities on the host. All ids are the zone's own; ``env`` is the whole
+    environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
+    called with its pid before it goes in (for v1 hierarchies). ``tty_slave``: descriptor 0 becomes the
+    controlling terminal. ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
+    stage; OSError when the child could not be born.
     """
     if not argv or not argv[0]:
         raise EnterError(Stage.EXEC, _ENOENT, "")
@@ -264,7 +280,9 @@ def _spawn(
 
 
 def _birth(orders: _Orders, cgroup_fd: int | None) -> tuple[int, int]:
-    """Clone into the zone's pid namespace and cgroup.  The caller's own later children go where they always went."""
+    """Clone into the zone's pid namespace and cgroup. The caller's own later children go where they always
+    went.
+    """
     home_fd = namespaces.open_ns("self", "pid_for_children")
     child = False
     try:
@@ -297,7 +315,7 @@ def _read_report(read_fd: int, timeout_s: float) -> tuple[Stage, int] | None:
     return _STAGES[number], code
 
 
-# -- the child's side ---------------------------------------------------------------------------------------------
+# -- the child's side ----------------------------------------------------------------------------------------
 
 
 class _Child:
@@ -321,8 +339,8 @@ class _Child:
             self._exec()
         except OSError as error:
             self._report(error.errno or 0)
-        except BaseException:
-            self._report(0)  # a bug, which must not look like a command that has started
+        except BaseException:  # noqa: BLE001 - a bug must not look like a command that has started
+            self._report(0)
         finally:
             os._exit(125)
 
@@ -330,7 +348,9 @@ class _Child:
         os.write(self.report_fd, _REPORT.pack(_STAGES.index(self.stage), code))
 
     def _prepare(self) -> None:
-        """Still in the host's file tree: an own session, the right descriptors and no other, our place in the cgroups."""
+        """Still in the host's file tree: an own session, the right descriptors and no other, our place in
+        the cgroups.
+        """
         process.set_dumpable(False)
         os.setsid()
         self._take_stdio()
@@ -361,8 +381,9 @@ class _Child:
     def _give_up(self) -> None:
         """Ids, capabilities and system calls, in the only order in which each step still may be done.
 
-        The bounding set needs setpcap; the ids then go, with the permitted set kept so that a filter can be loaded (sys_admin)
-        after the session keyring has been made, which belongs to the user and which the filter forbids.
+        The bounding set needs setpcap; the ids then go, with the permitted set kept so that a filter can be
+        loaded (sys_admin) after the session keyring has been made, which belongs to the user and which the
+        filter forbids.
         """
         orders = self.orders
         self.stage = Stage.CAPABILITIES
@@ -388,7 +409,9 @@ class _Child:
         self._die_with_parent()
 
     def _die_with_parent(self) -> None:
-        """Only now: the kernel forgets this with each change of ids.  The parent is outside our pid namespace."""
+        """Only now: the kernel forgets this with each change of ids. The parent is outside our pid
+        namespace.
+        """
         if self.parent_fd < 0:
             return
         process.set_pdeathsig(signal.SIGKILL)

@@ -1,7 +1,8 @@
 """What an errno means to an operator, and the way out: one table by (call, errno).
 
-``explain`` makes the text of an OSError for a message: what the errno means, what the kernel added, and a hint in parentheses where
-the table has one.  Deliberately not here: the sentence around it, which names the thing that failed.
+``explain`` makes the text of an OSError for a message: what the errno means, what the kernel added, and a
+hint in parentheses where the table has one. Deliberately not here: the sentence around it, which names the
+thing that failed.
 """
 
 from __future__ import annotations
@@ -40,12 +41,18 @@ _LIMIT_OF_NAMESPACES = "a limit of namespaces is reached: raise the user.max_*_n
 _HINTS: dict[tuple[str, int], str] = {
     ("open_tree", ENOENT): "create it on the host, or remove the fs resource",
     ("open_tree", EPERM): _NOT_ROOT,
-    ("open_tree", EINVAL): "it lies on a mount that cannot be copied: one that is unbindable, or of another namespace",
+    (
+        "open_tree",
+        EINVAL,
+    ): "it lies on a mount that cannot be copied: one that is unbindable, or of another namespace",
     ("move_mount", ENOENT): "the mount point has been removed meanwhile",
     ("move_mount", ENOTDIR): "a file can only be mounted on a file, and a directory on a directory",
     ("move_mount", EINVAL): "the target is not in the mount namespace it should be in",
     ("move_mount", ELOOP): "the mount would contain itself",
-    ("mount_setattr", EINVAL): "the file system may not support id-mapped mounts: bind it read-only, or choose another one",
+    (
+        "mount_setattr",
+        EINVAL,
+    ): "the file system may not support id-mapped mounts: bind it read-only, or choose another one",
     ("mount_setattr", EPERM): "the mount is locked, or has an id map already",
     ("mount_setattr", EBUSY): "a file on it is open for writing",
     ("fsopen", ENODEV): "the kernel does not know this file system: check its name, or load its module",
@@ -67,8 +74,14 @@ _HINTS: dict[tuple[str, int], str] = {
     ("openat2", EAGAIN): "the folder is being changed: try again",
     ("clone3", EPERM): _NOT_ROOT,
     ("clone3", ENOSPC): _LIMIT_OF_NAMESPACES,
-    ("clone3", EAGAIN): "the limit of processes is reached: see pids.max of the cgroup, or max-processes of the zone",
-    ("clone3", EBUSY): "the cgroup has controllers enabled for its children, so that no process may live in it",
+    (
+        "clone3",
+        EAGAIN,
+    ): "the limit of processes is reached: see pids.max of the cgroup, or max-processes of the zone",
+    (
+        "clone3",
+        EBUSY,
+    ): "the cgroup has controllers enabled for its children, so that no process may live in it",
     ("clone3", ENODEV): "the cgroup has been removed meanwhile",
     ("clone3", EOPNOTSUPP): "the cgroup is threaded or not valid: see its cgroup.type",
     ("unshare", EPERM): _NOT_ROOT,
@@ -128,6 +141,8 @@ def explain(error: OSError, call: str = "") -> str:
         return str(error)
     named, text = _split(error)
     if error.filename is not None:
-        text = f"{text}: {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}"
+        text = (
+            f"{text}: {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}"
+        )
     advice = hint(named or call, error.errno)
     return f"{text} ({advice})" if advice else text

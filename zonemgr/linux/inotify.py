@@ -1,6 +1,7 @@
 """Waiting until something happens in a folder.
 
-Deliberately small: one folder, no recursion; what happened is looked up by the caller, who alone knows what matters.
+Deliberately small: one folder, no recursion; what happened is looked up by the caller, who alone knows what
+matters.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The one binding to the C library and to raw system calls: prototypes in one table, results checked here.
 
-Every call raises the real OSError family (FileNotFoundError, PermissionError, ...) with the call's name at the head of its text,
-and refuses strings with a NUL, which C would cut short.  Numbers are those of x86_64 and aarch64.
+Every call raises the real OSError family (FileNotFoundError, PermissionError, ...) with the call's name at
+the head of its text, and refuses strings with a NUL, which C would cut short. Numbers are those of x86_64 and
+aarch64.
 
-Deliberately not here: what any call is for (that is the business of the modules beside this one), and the calls that Python's
-``os``, ``signal`` and ``fcntl`` already make.
+Deliberately not here: what any call is for (that is the business of the modules beside this one), and the
+calls that Python's ``os``, ``signal`` and ``fcntl`` already make.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ _bound: dict[str, Any] = {}
 
 
 def error(name: str, code: int, detail: str = "") -> OSError:
-    """The OSError of a failed call: the subclass of its errno, the text "name: what the errno means: detail"."""
+    """The OSError of a failed call: the subclass of its errno, the text "name: what the errno means:
+    detail".
+    """
     text = f"{name}: {os.strerror(code)}"
     return OSError(code, f"{text}: {detail}" if detail else text)
 
@@ -115,5 +118,7 @@ def call(name: str, *arguments: Any) -> int:
 
 
 def held_syscall(name: str) -> Any:
-    """The bare system call under the interpreter's lock.  Its caller checks the result (-1) and ``ctypes.get_errno``."""
+    """The bare system call under the interpreter's lock. Its caller checks the result (-1) and
+    ``ctypes.get_errno``.
+    """
     return _bind(name, _HELD)

@@ -1,8 +1,10 @@
-"""Mounts by descriptor (the kernel's new mount API): made detached, changed while nobody sees them, then attached to a descriptor.
+"""Mounts by descriptor (the kernel's new mount API): made detached, changed while nobody sees them, then
+attached to a descriptor.
 
 So no path is resolved twice, and none at all inside a tree that somebody else may change meanwhile.
 
-Deliberately not here: which mounts a zone has (``platform.mounting``), and mount tables, which are never parsed.
+Deliberately not here: which mounts a zone has (``platform.mounting``), and mount tables, which are never
+parsed.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def open_tree(
     empty_path: bool = False,
     follow: bool = True,
 ) -> int:
-    """A descriptor of the tree at ``path`` (with ``empty_path``: at ``dir_fd`` itself); cloned, it is a detached copy."""
+    """A descriptor of the tree at ``path`` (with ``empty_path``: at ``dir_fd`` itself); cloned, it is a
+    detached copy.
+    """
     flags = os.O_CLOEXEC | (_OPEN_TREE_CLONE if clone else 0)
     flags |= (AT_RECURSIVE if recursive else 0) | (AT_EMPTY_PATH if empty_path else 0)
     flags |= 0 if follow else AT_SYMLINK_NOFOLLOW
@@ -66,13 +70,22 @@ def open_tree(
 
 
 def move_mount(mount_fd: int, target_fd: int, target_path: str = "") -> None:
-    """Attach a detached mount to the object that ``target_fd`` is, or to ``target_path`` below it (links not followed)."""
+    """Attach a detached mount to the object that ``target_fd`` is, or to ``target_path`` below it (links
+    not followed).
+    """
     flags = _MOVE_FROM_EMPTY | (0 if target_path else _MOVE_TO_EMPTY)
     libc.call("move_mount", mount_fd, "", target_fd, target_path, flags)
 
 
 def _setattr(
-    fd: int, path: str, at_flags: int, *, set: int = 0, clear: int = 0, propagation: int = 0, userns_fd: int = 0
+    fd: int,
+    path: str,
+    at_flags: int,
+    *,
+    set: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
 ) -> None:
     if (set | clear) & _ATIME_MASK or set & ATTR_STRICTATIME:
         clear |= _ATIME_MASK
@@ -89,7 +102,9 @@ def set_attributes(
     userns_fd: int | None = None,
     recursive: bool = False,
 ) -> None:
-    """Change the attributes of the mount that ``fd`` is.  ATTR_IDMAP takes the map of the user namespace ``userns_fd``."""
+    """Change the attributes of the mount that ``fd`` is. ATTR_IDMAP takes the map of the user namespace
+    ``userns_fd``.
+    """
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _setattr(fd, "", flags, set=set, clear=clear, propagation=propagation, userns_fd=userns_fd or 0)
 
@@ -125,7 +140,8 @@ def make_filesystem(
 ) -> int:
     """A detached mount of a new (or, for a device, opened) file system.
 
-    An option with the value None is a flag.  OSError carries what the file system said: ENODEV for an unknown type.
+    An option with the value None is a flag. OSError carries what the file system said: ENODEV for an unknown
+    type.
     """
     fs_fd = libc.call("fsopen", fstype, _FSOPEN_CLOEXEC)
     try:
@@ -144,12 +160,16 @@ def unmount(path: str, flags: int = 0) -> None:
 
 
 def pivot_root(new: str, old: str) -> None:
-    """Make ``new`` the root of the mount namespace and put the old one on ``old`` (both "." works: the old is on top)."""
+    """Make ``new`` the root of the mount namespace and put the old one on ``old`` (both "." works: the old
+    is on top).
+    """
     libc.call("pivot_root", new, old)
 
 
 def supports_idmap(fd: int) -> bool:
-    """Whether the file system of ``fd`` (a directory) takes id-mapped mounts.  Tries it, on a copy nobody sees."""
+    """Whether the file system of ``fd`` (a directory) takes id-mapped mounts. Tries it, on a copy nobody
+    sees.
+    """
     from zonemgr.linux import namespaces
 
     tree_fd = open_tree("", dir_fd=fd, empty_path=True)

@@ -1,6 +1,7 @@
 """Namespaces: leaving, entering, comparing them, and the id maps of user namespaces.
 
-Deliberately not here: the order in which a zone takes them, which is what keeps the host safe (``supervisor.zsched``).
+Deliberately not here: the order in which a zone takes them, which is what keeps the host safe
+(``supervisor.zsched``).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int = 0) -> None:
-    """Enter a namespace (a descriptor of ``open_ns``), or with a pidfd all the namespaces of ``flags`` at once."""
+    """Enter a namespace (a descriptor of ``open_ns``), or with a pidfd all the namespaces of ``flags`` at
+    once.
+    """
     libc.call("setns", fd, flags)
 
 
@@ -80,7 +83,9 @@ def write_id_maps(pid: int, base: int, count: int = 65536) -> None:
 
 
 def make_user_namespace(uid_map: IdMap, gid_map: IdMap) -> int:
-    """A descriptor of a new user namespace with these maps (rows: inside, outside, count) and no process in it."""
+    """A descriptor of a new user namespace with these maps (rows: inside, outside, count) and no process
+    in it.
+    """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     try:
         pid, pidfd = process.clone3(NEWUSER)

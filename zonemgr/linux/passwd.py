@@ -1,7 +1,7 @@
 """Accounts of a zone, read from its own /etc/passwd and /etc/group as bounded, untrusted data.
 
-The C library is never asked: its name service would load whatever the zone's files name.  A number is a number and a name is a
-name; what could be taken for either, or for an id that wraps around, is refused.
+The C library is never asked: its name service would load whatever the zone's files name. A number is a number
+and a name is a name; what could be taken for either, or for an id that wraps around, is refused.
 
 Deliberately not here: passwords, shadow files, and accounts of the host.
 """
@@ -64,12 +64,16 @@ def _one(text: str, whole: str) -> str | int:
     if number is not None:
         return number
     if not _is_name(text):
-        raise UsageError("invalid user '{user}' (give a name or a number, with :group after it if wanted)", user=whole)
+        raise UsageError(
+            "invalid user '{user}' (give a name or a number, with :group after it if wanted)", user=whole
+        )
     return text
 
 
 def parse_wanted(text: str) -> Wanted:
-    """Parse "USER" or "USER:GROUP".  UsageError for everything that is neither a plain name nor a plain number."""
+    """Parse "USER" or "USER:GROUP". UsageError for everything that is neither a plain name nor a plain
+    number.
+    """
     user, colon, group = text.partition(":")
     return Wanted(_one(user, text), _one(group, text) if colon else None)
 
@@ -118,8 +122,12 @@ def parse_group(data: bytes, group: str) -> int | None:
 
 
 def read_bounded(root_fd: int, path: str, limit: int = MAX_FILE_BYTES) -> bytes:
-    """A regular file below a zone's root, links resolved inside that root.  OSError (EFBIG) beyond the limit."""
-    descriptor = paths.open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, no_symlinks=False)
+    """A regular file below a zone's root, links resolved inside that root. OSError (EFBIG) beyond the
+    limit.
+    """
+    descriptor = paths.open_beneath(
+        root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, no_symlinks=False
+    )
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise libc.error(path, _EINVAL, "not a regular file")
@@ -150,7 +158,8 @@ def _account(root_fd: int, wanted: Wanted) -> Account:
         return Account(str(wanted.user), wanted.user, wanted.user, (), "/", "/bin/sh")
     if isinstance(wanted.user, int):
         raise PlatformError(
-            "no user with the id {user} in the zone's /etc/passwd (give a group too: {user}:GROUP)", user=wanted.user
+            "no user with the id {user} in the zone's /etc/passwd (give a group too: {user}:GROUP)",
+            user=wanted.user,
         )
     raise PlatformError("no user '{user}' in the zone's /etc/passwd", user=wanted.user)
 
@@ -158,15 +167,17 @@ def _account(root_fd: int, wanted: Wanted) -> Account:
 def find_account(root_fd: int, text: str) -> Account:
     """The account that "USER" or "USER:GROUP" names in the zone with this root.
 
-    UsageError when the text is neither; PlatformError when the zone has no such user or group; OSError when its files cannot
-    be read.  With a group given, that is the only group.
+    UsageError when the text is neither; PlatformError when the zone has no such user or group; OSError when
+    its files cannot be read. With a group given, that is the only group.
     """
     wanted = parse_wanted(text)
     account = _account(root_fd, wanted)
     groups = _read_or_nothing(root_fd, "/etc/group")
     if wanted.group is None:
         more = tuple(gid for gid in parse_groups(groups, account.name) if gid != account.gid)
-        return Account(account.name, account.uid, account.gid, (account.gid, *more), account.home, account.shell)
+        return Account(
+            account.name, account.uid, account.gid, (account.gid, *more), account.home, account.shell
+        )
     gid = wanted.group if isinstance(wanted.group, int) else parse_group(groups, wanted.group)
     if gid is None:
         raise PlatformError("no group '{group}' in the zone's /etc/group", group=wanted.group)

@@ -1,7 +1,9 @@
-"""Paths inside a zone's root, which may be hostile: resolved by the kernel below a descriptor, walked one step at a time.
+"""Paths inside a zone's root, which may be hostile: resolved by the kernel below a descriptor, walked one
+step at a time.
 
-The rules and texts of mount points are those of the reference, section 3.2 (valid_mount_path and make_one_dir); here each step is
-taken on the descriptor of the step before, so that a link planted anywhere is refused, also by a process that is still running.
+The rules and texts of mount points are those of the reference, section 3.2 (valid_mount_path and
+make_one_dir); here each step is taken on the descriptor of the step before, so that a link planted anywhere
+is refused, also by a process that is still running.
 
 Deliberately not here: the host's own paths, which are trusted.
 """
@@ -50,8 +52,8 @@ def open_beneath(
 ) -> int:
     """Open ``path`` with ``root_fd`` as its root: neither "..", an absolute name nor a link leads out of it.
 
-    Without ``in_root`` a path that tries to leave is refused (EXDEV) instead of held inside.  ELOOP for a link when
-    ``no_symlinks``; EXDEV for another mount when ``no_xdev``.  Magic links of procfs are always refused.
+    Without ``in_root`` a path that tries to leave is refused (EXDEV) instead of held inside. ELOOP for a link
+    when ``no_symlinks``; EXDEV for another mount when ``no_xdev``. Magic links of procfs are always refused.
     """
     resolve = RESOLVE_NO_MAGICLINKS | (RESOLVE_IN_ROOT if in_root else RESOLVE_BENEATH)
     resolve |= (RESOLVE_NO_SYMLINKS if no_symlinks else 0) | (RESOLVE_NO_XDEV if no_xdev else 0)
@@ -71,11 +73,13 @@ def file_system_type(fd: int) -> int:
     return int(ctypes.c_ulong.from_buffer(buffer).value)
 
 
-# -- mount points -------------------------------------------------------------------------------------------------
+# -- mount points --------------------------------------------------------------------------------------------
 
 
 def _prefixes(directory: str) -> Iterator[tuple[str, str]]:
-    """Each step of an absolute path: (the name, the literal path up to it).  "//" and a last "/" give an empty name."""
+    """Each step of an absolute path: (the name, the literal path up to it). "//" and a last "/" give an
+    empty name.
+    """
     so_far = ""
     for name in directory.split("/")[1:]:
         so_far += "/" + name
@@ -99,7 +103,9 @@ def _look(parent_fd: int, name: str, path: str) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise PlatformError("can't stat {path}: {why}", path=path, why=os.strerror(error.errno or 0)) from None
+        raise PlatformError(
+            "can't stat {path}: {why}", path=path, why=os.strerror(error.errno or 0)
+        ) from None
 
 
 def _check_step(fd: int, path: str, is_leaf: bool) -> None:
@@ -111,10 +117,12 @@ def _check_step(fd: int, path: str, is_leaf: bool) -> None:
 
 
 def check_mount_point(root_fd: int, directory: str, *, type: str, special: str, display: str = "") -> bool:
-    """Whether ``directory`` below the root can be mounted on: True as it is, False when it must be created first.
+    """Whether ``directory`` below the root can be mounted on: True as it is, False when it must be created
+    first.
 
-    ``display`` is the root's path as the operator knows it.  PlatformError (reference, section 3.2) for a path that is not
-    absolute or not canonical, too long, or that holds a link or a non-directory on the way; the leaf may be any other object.
+    ``display`` is the root's path as the operator knows it. PlatformError (reference, section 3.2) for a path
+    that is not absolute or not canonical, too long, or that holds a link or a non-directory on the way; the
+    leaf may be any other object.
     """
     if not directory.startswith("/"):
         raise PlatformError(
@@ -144,7 +152,9 @@ def check_mount_point(root_fd: int, directory: str, *, type: str, special: str, 
 
 
 def _create(parent_fd: int, act: Callable[[], None]) -> None:
-    """Make something in a directory.  On an id-mapped mount our own id may have no image (EOVERFLOW): then as its owner."""
+    """Make something in a directory. On an id-mapped mount our own id may have no image (EOVERFLOW): then
+    as its owner.
+    """
     try:
         act()
     except OSError as error:
@@ -182,7 +192,9 @@ def _make_step(parent_fd: int, name: str, mode: int, path: str, directory: str, 
                 path=path,
                 sub=directory,
             ) from None
-        raise PlatformError("mkdirp of {path} failed: {why}", path=path, why=os.strerror(error.errno or 0)) from None
+        raise PlatformError(
+            "mkdirp of {path} failed: {why}", path=path, why=os.strerror(error.errno or 0)
+        ) from None
 
 
 def _check_existing(fd: int, path: str, directory: str, is_file: bool) -> None:
@@ -207,8 +219,9 @@ def make_mount_point(
 ) -> None:
     """Make ``directory`` (``kind`` "file": an empty file) below the root, with what is missing above it.
 
-    What exists stays as it is, mode and owner included; a regular file is good below /etc, or when a file is wanted.  ``uid``
-    and ``gid`` go to the last step only; a failure of that is ignored.  PlatformError as in the reference, section 3.2.
+    What exists stays as it is, mode and owner included; a regular file is good below /etc, or when a file is
+    wanted. ``uid`` and ``gid`` go to the last step only; a failure of that is ignored. PlatformError as in
+    the reference, section 3.2.
     """
     _refuse_length(display, directory)
     current = os.dup(root_fd)

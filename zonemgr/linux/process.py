@@ -1,10 +1,11 @@
 """Processes: making them in the right place, making them harmless before they go in, and telling them apart.
 
-``clone3`` makes a child in new namespaces *and* in its cgroup in one step: moving it there later would cost a grace period of
-the kernel (10 ms).  A pid is always held as a pidfd, or as (pid, start time), which no later process can share.
+``clone3`` makes a child in new namespaces *and* in its cgroup in one step: moving it there later would cost a
+grace period of the kernel (10 ms). A pid is always held as a pidfd, or as (pid, start time), which no later
+process can share.
 
-Deliberately not here: looking at other processes (``procfs``, which does without ctypes; its functions are reachable here too),
-capabilities (``caps``), namespaces (``namespaces``), entering a zone (``enter``).
+Deliberately not here: looking at other processes (``procfs``, which does without ctypes; its functions are
+reachable here too), capabilities (``caps``), namespaces (``namespaces``), entering a zone (``enter``).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class _CloneArguments(ctypes.Structure):
     ]
 
 
-# -- making and leaving -----------------------------------------------------------------------------------------
+# -- making and leaving --------------------------------------------------------------------------------------
 
 
 def fork() -> int:
@@ -60,10 +61,11 @@ def fork() -> int:
 
 
 def clone3(flags: int = 0, *, cgroup_fd: int | None = None, parent: bool = False) -> tuple[int, int]:
-    """A child in new namespaces (``flags``) and, with ``cgroup_fd`` (a cgroup2 folder), in that cgroup from birth.
+    """A child in new namespaces (``flags``) and, with ``cgroup_fd`` (a cgroup2 folder), in that cgroup from
+    birth.
 
-    Returns (pid, pidfd) in the parent and (0, -1) in the child.  ``parent`` makes the caller's parent the child's
-    parent.  The child must leave by ``os._exit`` or an exec.
+    Returns (pid, pidfd) in the parent and (0, -1) in the child. ``parent`` makes the caller's parent the
+    child's parent. The child must leave by ``os._exit`` or an exec.
     """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArguments(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
@@ -120,7 +122,7 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-# -- attributes of the calling process (prctl) --------------------------------------------------------------------
+# -- attributes of the calling process (prctl) ---------------------------------------------------------------
 
 
 def load_prctl() -> None:
@@ -145,8 +147,8 @@ def set_title(title: str) -> None:
 def set_pdeathsig(number: int, parent_pid: int | None = None) -> None:
     """Have this signal sent to us when our parent ends; 0 takes it back.
 
-    With ``parent_pid`` the parent is checked afterwards, and the signal sent by ourselves when it has gone already.
-    The kernel forgets the setting when the process changes its ids.
+    With ``parent_pid`` the parent is checked afterwards, and the signal sent by ourselves when it has gone
+    already. The kernel forgets the setting when the process changes its ids.
     """
     import prctl
 
@@ -163,7 +165,9 @@ def set_child_subreaper(on: bool = True) -> None:
 
 
 def set_dumpable(on: bool) -> None:
-    """Whether others of our ids may trace us and read our /proc entries.  The kernel resets it when ids change."""
+    """Whether others of our ids may trace us and read our /proc entries. The kernel resets it when ids
+    change.
+    """
     import prctl
 
     prctl.set_dumpable(on)
@@ -192,7 +196,7 @@ def new_session_keyring(name: str) -> None:
             raise
 
 
-# -- other processes ----------------------------------------------------------------------------------------------
+# -- other processes -----------------------------------------------------------------------------------------
 
 
 def pidfd_open(pid: int) -> int:

@@ -1,4 +1,5 @@
-"""What /proc tells of other processes and of the host, for everybody who only looks (``list`` needs no more than this).
+"""What /proc tells of other processes and of the host, for everybody who only looks (``list`` needs no more
+than this).
 
 Deliberately not here: anything that acts, and anything that needs ctypes, which costs more than all of this.
 """
@@ -12,7 +13,9 @@ def _read(path: str) -> str:
 
 
 def _stat_fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command (which may hold blanks and parentheses): state is the first."""
+    """The fields of /proc/PID/stat after the command (which may hold blanks and parentheses): state is the
+    first.
+    """
     try:
         return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

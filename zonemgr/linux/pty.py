@@ -1,4 +1,5 @@
-"""Pseudo terminals, opened by descriptor: neither end is ever looked up by a name that a zone could have planted.
+"""Pseudo terminals, opened by descriptor: neither end is ever looked up by a name that a zone could have
+planted.
 
 Deliberately not here: what flows through them (``supervisor`` and ``cli``).
 """
@@ -54,7 +55,9 @@ def open_peer(master_fd: int) -> int:
 
 
 def open_pair_below(root_fd: int, *, uid: int = -1, gid: int = -1) -> tuple[int, int]:
-    """(master, slave) of a new pty of the devpts at /dev/pts below a zone's root.  ``uid``/``gid``: ids of the host."""
+    """(master, slave) of a new pty of the devpts at /dev/pts below a zone's root. ``uid``/``gid``: ids of
+    the host.
+    """
     devpts_fd = paths.open_beneath(root_fd, "/dev/pts", os.O_PATH | os.O_DIRECTORY)
     try:
         master_fd = open_master_in(devpts_fd)
