@@ -152,7 +152,9 @@ class Operator:
     def zone_gets(self, length: int) -> bytes:
         data = b""
         while len(data) < length:
-            data += self.zone.recv(length - len(data))
+            more = self.zone.recv(length - len(data))
+            assert more, f"the operator has left after {data!r}"
+            data += more
         return data
 
     def sees(self, length: int) -> bytes:

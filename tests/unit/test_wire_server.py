@@ -195,10 +195,11 @@ def test_a_server_that_leaves_before_it_answers_is_told_from_one_that_leaves_lat
 
 def test_a_caller_who_may_not_ask_is_told_and_disconnected(toy: Toy) -> None:
     toy.refusing = True
-    with Client(toy.door) as client, pytest.raises(RemoteError) as refusal:
-        client.call("org.zonemgr.Zone.Boot")
-    assert refusal.value.name == varlink.PERMISSION_DENIED
-    assert toy.refused == 1
+    for _ in range(2):  # the first has been counted when the second is answered
+        with Client(toy.door) as client, pytest.raises(RemoteError) as refusal:
+            client.call("org.zonemgr.Zone.Boot")
+        assert refusal.value.name == varlink.PERMISSION_DENIED
+    assert toy.refused
 
 
 @pytest.mark.parametrize("request_bytes", [b"\0", b"nonsense\0", b"[]\0", b'{"method": 7}\0', b"x" * 70_000])

@@ -229,7 +229,8 @@ class Relay:
         self._pending += passed
         if disconnect:
             write_all(self._screen_fd, self._escape.echo)
-            self._pending.clear()
+            self._send()
+            self._pending.clear()  # what a stuck zone does not take must not keep us
         self._leaving = disconnect or not data
 
     def _send(self) -> None:
