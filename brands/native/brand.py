@@ -1,8 +1,9 @@
 """The native brand: a sparse root.
 
-The zone runs the host's own programs from the host's /usr, read-only, and has /etc, /var, /root, /home and the rest to itself.
-Nothing is downloaded and next to nothing is copied, so an install takes a moment and the host's updates are the zone's.
-A native zone cannot install packages below /usr; what it wants to add goes to its own /usr/local, /opt or /srv.
+The zone runs the host's own programs from the host's /usr, read-only, and has /etc, /var, /root, /home and the rest
+to itself.  Nothing is downloaded and next to nothing is copied, so an install takes a moment and the host's updates
+are the zone's.  A native zone cannot install packages below /usr; what it adds goes to its own /usr/local, /opt or
+/srv.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 from zonemgr.brandkit import Brand, BrandError, NotCompleted, PlatformMount, UsageError, ZoneInfo
 
-# What a host with separate /bin and /usr has as folders is shown read-only; where the host has links into /usr, the zone's
-# root gets the same links when it is installed.
+# What a host with separate /bin and /usr has as folders is shown read-only; where the host has links into /usr, the
+# zone's root gets the same links when it is installed.
 SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 INTERPRETER = Path("/usr/bin/python3")
 OLDEST_PYTHON = (3, 9)
@@ -37,7 +38,7 @@ class Native(Brand):
     shutdown_command = ("/usr/local/sbin/poweroff",)
     scratch_mount = True
 
-    # Set-user-id programs keep their bit: inside the zone's user namespace they make root of the zone, not of the host.
+    # Set-user-id programs keep their bit: in the zone's user namespace they make root of the zone, not of the host.
     mounts = (
         *_system_mounts(),
         PlatformMount("{root}/usr/local", "/usr/local", options=("nodev",)),
@@ -71,14 +72,16 @@ class Native(Brand):
             )
 
     def _check_shape(self, root: Path) -> None:
-        """A host that merged /bin into /usr after the zone was installed (or the other way) leaves it without programs."""
+        """A host that merged /bin into /usr after the zone was installed leaves it without programs."""
         for name in SYSTEM_FOLDERS:
             on_host, in_zone = Path("/", name), root / name
             if on_host.is_symlink() and not in_zone.is_symlink() and in_zone.exists():
                 raise BrandError(
-                    "{path} is a folder, but /{name} of the host is a link to {target} by now: make it the same link",
-                    path=in_zone, name=name, target=os.readlink(on_host),
-                )  # fmt: skip
+                    "{path} is a folder, but /{name} of the host is a link to {target} by now: make it the same",
+                    path=in_zone,
+                    name=name,
+                    target=os.readlink(on_host),
+                )
 
     def install(self, zone: ZoneInfo, arguments: Sequence[str]) -> None:
         """Make the root.  Takes no arguments."""
@@ -96,7 +99,7 @@ class Native(Brand):
             ) from error
 
     def unconfigure(self, zone: ZoneInfo) -> None:
-        """A copy of a zone is another machine: it gets an id of its own, and its services make new host keys."""
+        """A copy of a zone is another machine, with an id and (once its services made them) host keys of its own."""
         from . import skeleton
 
         skeleton.new_identity(Path(zone.root))

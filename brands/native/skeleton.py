@@ -1,9 +1,9 @@
 """The root of a new native zone: folders, links to the host's system, and an /etc of its own.
 
-It is written once, by root, into a folder that nobody else can reach, so plain writes are safe here.  What is taken from the
-host is public: system account names (never passwords), tables such as /etc/services, certificates of public authorities,
-links below /etc that programs in /usr follow.  What may hold a secret or a site's choice (shadow, ssh, sudoers, profile.d,
-environment, cron) is not taken.
+It is written once, by root, into a folder that nobody else can reach, so plain writes are safe here.  What is taken
+from the host is public: system account names (never passwords), tables such as /etc/services, certificates of public
+authorities, links below /etc that programs in /usr follow.  What may hold a secret or a site's choice (shadow, ssh,
+sudoers, profile.d, environment, cron) is not taken.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _system_folders(root: Path, names: Iterable[str]) -> None:
             _folder(root / name, 0o755)
 
 
-# -- from the host ----------------------------------------------------------------------------------------------
+# -- from the host -------------------------------------------------------------------------------------------
 
 
 def _take_public_files(etc: Path) -> None:
@@ -254,11 +254,11 @@ def _link(destination: str, path: Path) -> None:
     os.symlink(destination, path)
 
 
-# -- accounts ---------------------------------------------------------------------------------------------------
+# -- accounts ------------------------------------------------------------------------------------------------
 
 
 def _take_accounts(etc: Path) -> None:
-    """The host's system accounts, so that files in /usr have owners and services their users; all of them locked."""
+    """The host's system accounts, all locked: files in /usr have owners, services their users."""
     groups = list(_system_groups(ETC / "group"))
     users = list(_system_users(ETC / "passwd"))
     _file(etc / "passwd", "".join(":".join(fields) + "\n" for fields in users))
@@ -298,7 +298,7 @@ def _is_system(text: str) -> bool:
     return text.isdecimal() and (0 < int(text) <= SYSTEM_ID_MAX or int(text) == NOBODY_ID)
 
 
-# -- the zone's own files ---------------------------------------------------------------------------------------
+# -- the zone's own files ------------------------------------------------------------------------------------
 
 
 def _own_files(etc: Path, hostname: str) -> None:

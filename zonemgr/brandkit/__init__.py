@@ -1,4 +1,5 @@
-"""What a brand's author imports, and nothing else of zonemgr: the base class, the data it declares, the errors it raises.
+"""What a brand's author imports, and nothing else of zonemgr: the base class, the data it declares, the errors it
+raises.
 
 The loader, the hook runner and the care of a zonepath beside this file belong to zonemgr itself.
 """

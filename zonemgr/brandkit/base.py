@@ -1,8 +1,9 @@
-"""The class that every brand derives from: what it may declare, and the hooks it may have (zones reference, section 9).
+"""The class that every brand derives from: what it may declare, and the hooks it may have (zones reference,
+section 9).
 
-Declarations are class attributes, read without running anything of the brand.  Hooks are methods; each runs in a forked
-child (``hooks.run_hook``), as root on the host, with what it prints going to the operator.  A hook fails by raising, or
-by returning an exit status that is not 0.  Nothing here touches the host.
+Declarations are class attributes, read without running anything of the brand.  Hooks are methods; each runs in a
+forked child (``hooks.run_hook``), as root on the host, with what it prints going to the operator.  A hook fails by
+raising, or by returning an exit status that is not 0.  Nothing here touches the host.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class NotCompleted(BrandError):
 class ZoneInfo:
     """The zone a hook is about.
 
-    ``zonepath`` and ``root`` (the zone's root below it) are absolute paths on the host; ``layout_root`` is the instance's
-    root (``/`` unless ``--root``), ``altroot`` the alternate root of a Solaris ``-R``, else empty.
+    ``zonepath`` and ``root`` (the zone's root below it) are absolute paths on the host; ``layout_root`` is the root of
+    the instance (``/`` unless ``--root``), ``altroot`` the alternate root of a Solaris ``-R``, else empty.
     """
 
     zonename: str
@@ -110,7 +111,7 @@ class Brand:
     # -- life cycle
 
     def verify(self, zone: ZoneInfo, command: str) -> int | None:
-        """Refuse what this brand cannot run.  ``command`` is the verb that asks (``verify``, ``install``, ``boot``...)."""
+        """Refuse what this brand cannot run.  ``command`` is the verb that asks (``verify``, ``install``...)."""
 
     def install(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Make and fill ``zone.root``; ``zone.zonepath`` exists, is empty and 0700.
@@ -120,10 +121,10 @@ class Brand:
         raise BrandError("brand '{brand}' has no install: Missing brand install command.", brand=self.name)
 
     def uninstall(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
-        """Undo outside of the zonepath what ``install`` did there; the standard folders of the zonepath go afterwards."""
+        """Undo what ``install`` did outside of the zonepath; the zonepath's standard folders go afterwards."""
 
     def clone(self, zone: ZoneInfo, source: ZoneInfo, arguments: Sequence[str]) -> int | None:
-        """Make ``zone`` a copy of ``source``.  Without an override zonemgr copies the root and calls ``unconfigure``."""
+        """Make ``zone`` a copy of ``source``.  By default the root is copied and ``unconfigure`` called."""
 
     def unconfigure(self, zone: ZoneInfo) -> int | None:
         """Forget in ``zone.root`` what must not exist twice: machine id, host keys, leases."""
@@ -140,13 +141,13 @@ class Brand:
         """Before a step of a transition; ``state`` is the state when the request came.  Failure stops the step."""
 
     def post_statechange(self, zone: ZoneInfo, state: str, command: str) -> int | None:
-        """After a step.  Also called when a bring-up failed (state ``ready`` or ``running``, command ``halt``): be idempotent."""
+        """After a step.  Be idempotent: it also follows a failed bring-up (``ready`` or ``running``, ``halt``)."""
 
     def boot(self, zone: ZoneInfo) -> int | None:
         """On the host, just before init runs.  Failure stops the boot."""
 
     def halt(self, zone: ZoneInfo) -> int | None:
-        """On the host, after the zone's last process has gone.  Failure leaves the zone ``down``; a second halt asks again."""
+        """On the host, after the zone's last process.  Failure leaves the zone ``down``; another halt asks again."""
 
     def query(self, zone: ZoneInfo, what: str) -> int | None:
         """Print what the platform asks for, one per line.  ``what`` is ``datasets``."""

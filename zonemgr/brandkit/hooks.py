@@ -1,8 +1,8 @@
 """Running a hook of a brand: in a forked child, with a deadline, its output going to the operator line by line.
 
-A hook is foreign code that runs as root on the host.  It gets a session of its own, no descriptor of ours, /dev/null to
-read from and a small environment; it dies with the process that waits for it.  Its result is an exit status (reference,
-section 0.1).  Nothing is kept: who wants the output gets it through ``say`` while the hook runs.
+A hook is foreign code that runs as root on the host.  It gets a session of its own, no descriptor of ours, /dev/null
+to read from and a small environment; it dies with the process that waits for it.  Its result is an exit status
+(reference, section 0.1).  Nothing is kept: who wants the output gets it through ``say`` while the hook runs.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def run_brand_hook(
 def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zonename: str = "") -> int:
     """Run ``call`` in a child of ours and return its exit status.  Raises HookError.
 
-    ``name`` is what error texts call it.  ``say`` receives each line it prints, to stdout or stderr, as it comes.  A process
-    that the hook leaves behind may keep the pipe open: the end of the hook counts, not the end of the output.
+    ``name`` is what error texts call it.  ``say`` receives each line it prints, to stdout or stderr, as it comes.  A
+    process that the hook leaves behind may keep the pipe open: the end of the hook counts, not that of the output.
     """
     reading_fd, writing_fd = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()

@@ -1,10 +1,10 @@
 """Finding brands, loading them by path, and refusing broken ones with one line that names the file.
 
-A brand is a folder with a ``brand.py``.  The administrator's folder comes first, then the distribution's, then the shipped
-brands, and only what is in none of them is looked for among the entry points of installed packages (scanning those is slow).
-A module gets a private name in ``sys.modules``, so that a brand cannot shadow anything, and may import its
-own neighbours relatively.  What a brand declares is checked before any hook of it runs; whether its mounts and privileges
-work on this host is not asked here.
+A brand is a folder with a ``brand.py``.  The administrator's folder comes first, then the distribution's, then the
+shipped brands, and only what is in none of them is looked for among the entry points of installed packages (scanning
+those is slow). A module gets a private name in ``sys.modules``, so that a brand cannot shadow anything, and may
+import its own neighbours relatively.  What a brand declares is checked before any hook of it runs; whether its mounts
+and privileges work on this host is not asked here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ENTRY_POINT: Final = "entry point"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One brand as ``zonemgr brands`` lists it.  ``state`` is ``ok``, ``broken`` or ``hidden`` (by one found before it)."""
+    """One brand as it is listed.  ``state`` is ``ok``, ``broken`` or ``hidden`` (by one found before it)."""
 
     name: str
     source: str

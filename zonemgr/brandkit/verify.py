@@ -1,4 +1,5 @@
-"""Whether a brand can run a zone here: what the brand's declarations say of the configuration, and its own verify hook.
+"""Whether a brand can run a zone here: what the brand's declarations say of the configuration, and its own verify
+hook.
 
 The other half of the verification, which needs no brand, is ``store.verify``.
 """
@@ -13,7 +14,7 @@ from zonemgr.model import privileges
 
 
 def verify_brand(brand: Brand, zone: ZoneInfo, command: str, *, deadline_s: float, say: Say) -> None:
-    """Check the zone against its brand on behalf of ``command`` (a verb).  Raises BrandError, ConfigError, HookError."""
+    """Check the zone against its brand on behalf of ``command`` (a verb).  Raises BrandError, ConfigError."""
     _check_ip_type(brand, zone)
     _check_privileges(brand, zone, say if command in ("verify", "install") else None)
     status = hooks.run_brand_hook(brand, "verify", zone, command, deadline_s=deadline_s, say=say)

@@ -1,7 +1,8 @@
 """The care of a zonepath: what is mounted below it, and taking it away again.
 
-What a zone leaves behind is hostile: links to anywhere, folders a hundred thousand levels deep, names of any bytes.  Removal
-works on descriptors, never follows a link, never crosses a mount, and needs no memory or descriptors that grow with depth.
+What a zone leaves behind is hostile: links to anywhere, folders a hundred thousand levels deep, names of any bytes.
+Removal works on descriptors, never follows a link, never crosses a mount, and needs no memory or descriptors that
+grow with depth.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def refuse_mounts(path: str, say: Say) -> None:
 
 
 def cleanup(zonepath: str, say: Say) -> None:
-    """Remove the standard entries of a zonepath, and the folder itself when nothing else is in it.  Raises PlatformError.
+    """Remove the standard entries of a zonepath, and the folder itself when nothing else is in it.
 
-    Other entries stay, with a warning (reference, section 6.4, cleanup_zonepath).  A zonepath that is gone is fine.
+    Raises PlatformError.  Other entries stay, with a warning (reference, section 6.4, cleanup_zonepath).  A zonepath that is gone is fine.
     """
     try:
         folder_fd = os.open(zonepath, _DIRECTORY)

@@ -1,7 +1,9 @@
-"""Whether a zone could be run here as far as its files, links and file systems go (reference, section 6.4, verify_details).
+"""Whether a zone could be run here as far as its files, links and file systems go (reference, section 6.4,
+verify_details).
 
-Every finding goes to ``say`` in the reference's words; one error at the end says that the zone failed.  What needs the
-brand is in ``brandkit.verify``.  For every command but ``verify`` a zonepath with a wrong owner or mode is repaired.
+Every finding goes to ``say`` in the reference's words; one error at the end says that the zone failed.  What needs
+the brand is in ``brandkit.verify``.  For every command but ``verify`` a zonepath with a wrong owner or mode is
+repaired.
 """
 
 from __future__ import annotations

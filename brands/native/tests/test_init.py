@@ -1,4 +1,4 @@
-"""The native brand's init for real: process 1 of a pid namespace, with a pty as its console and a root that install made."""
+"""The native brand's init for real: process 1 of a pid namespace, a pty as its console, a root that install made."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class Machine:
         self.root = root
         self.output = ""
         self._seen = 0
+        self.pid = 0
+        self._descriptors: list[int] = []
 
     def script(self, name: str, text: str) -> None:
         path = self.root / "etc/rc.d" / name
@@ -55,6 +57,7 @@ class Machine:
                 os._exit(99)
         os.close(slave)
         os.close(writing_fd)
+        self._descriptors = [self.master, self._status_fd]
 
     def expect(self, pattern: str) -> re.Match[str]:
         """Wait until what came since the last match matches, and move on behind it."""
@@ -84,7 +87,9 @@ class Machine:
     @property
     def init_pid(self) -> int:
         """Process 1 as the host sees it."""
-        return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        _until(lambda: bool(children.read_text()))
+        return int(children.read_text().split()[0])
 
     def ended_by(self) -> int:
         """The signal that reboot(2) ended process 1 with."""
@@ -109,9 +114,11 @@ class Machine:
                 return
 
     def close(self) -> None:
-        if getattr(self, "pid", 0):
+        if self.pid:
             os.kill(self.init_pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
 
 def _be_the_parent_of_init(root: Path, slave: int, writing_fd: int, arguments: tuple[str, ...]) -> None:
@@ -162,7 +169,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     shutil.rmtree(root)
 
 
-# -- start-up ---------------------------------------------------------------------------------------------------
+# -- start-up ------------------------------------------------------------------------------------------------
 
 
 def test_start_up_scripts_run_in_order_with_start(machine: Machine) -> None:
@@ -206,7 +213,7 @@ def test_single_user_gives_a_shell_before_start_up(machine: Machine) -> None:
     machine.expect("web: up\r\n")
 
 
-# -- the console ------------------------------------------------------------------------------------------------
+# -- the console ---------------------------------------------------------------------------------------------
 
 
 def test_enter_gives_a_login_shell_with_job_control(machine: Machine) -> None:
@@ -247,7 +254,7 @@ def test_the_console_shell_comes_back_when_it_was_killed(machine: Machine) -> No
     machine.expect("42\r\n")
 
 
-# -- reaping ----------------------------------------------------------------------------------------------------
+# -- reaping -------------------------------------------------------------------------------------------------
 
 
 def _children(machine: Machine) -> list[str]:
@@ -269,7 +276,13 @@ def _until(condition: Callable[[], bool]) -> None:
         select.select([], [], [], 0.01)
 
 
-# -- going down -------------------------------------------------------------------------------------------------
+# -- going down ----------------------------------------------------------------------------------------------
+
+
+def _service(program: str) -> str:
+    """A start-up script of a daemon that is ready when the script ends."""
+    wait = "until [ -e /run/armed ]; do sleep 0.01; done"
+    return f'[ $1 = start ] || exit 0\nsetsid sh -c "{program}" &\n{wait}\n'
 
 
 @pytest.mark.parametrize(
@@ -288,9 +301,7 @@ def test_commands_typed_inside_take_the_zone_down_in_good_order(
 ) -> None:
     for name in ("S10a", "S20b"):
         machine.script(name, 'echo "$(basename $0) $1"\n')
-    machine.script(
-        "S30c", "[ $1 = stop ] || setsid sh -c 'trap \"echo told >&2; exit\" TERM; sleep 60 & wait' &\n"
-    )
+    machine.script("S30c", _service("trap 'echo told; exit' TERM; : > /run/armed; sleep 60 & wait"))
     machine.boot()
     machine.expect("press Enter")
     machine.type(f"\n{command}\n")
@@ -322,9 +333,7 @@ def test_signals_to_process_1(machine: Machine, number: int, how: int) -> None:
 
 
 def test_a_process_that_ignores_term_is_killed(machine: Machine) -> None:
-    machine.script(
-        "S10a", "[ $1 = stop ] || setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 60; done' &\n"
-    )
+    machine.script("S10a", _service("trap '' TERM HUP; : > /run/armed; while :; do sleep 60; done"))
     machine.boot()
     machine.expect("web: up")
     machine.signal(signal.SIGUSR1)
@@ -355,6 +364,30 @@ def test_signals_that_mean_nothing_change_nothing(machine: Machine) -> None:
         machine.signal(number)
     machine.type("\necho $((40+2))\n")
     machine.expect("42\r\n")
+
+
+def test_an_order_given_before_process_1_listens_waits_for_it(machine: Machine) -> None:
+    machine.boot()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _enter_and_run(machine, "/usr/local/sbin/halt")
+        finally:
+            os._exit(1)
+    assert machine.ended_by() == HALTED
+    os.waitpid(pid, 0)
+
+
+def _enter_and_run(machine: Machine, program: str) -> None:
+    """Wait until process 1 has become init, which does not listen yet, and run a program beside it."""
+    pid = machine.init_pid
+    _until(lambda: Path(f"/proc/{pid}/comm").read_text() == "init\n")
+    namespaces.setns(os.pidfd_open(pid), namespaces.NEWNS | namespaces.NEWPID)
+    os.chroot(machine.root)
+    os.chdir("/")
+    if os.fork() == 0:
+        os.execv(program, [program])
+    os.wait()
 
 
 def test_wrong_usage_of_the_commands_is_told(machine: Machine) -> None:
