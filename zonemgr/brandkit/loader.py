@@ -9,9 +9,9 @@ and privileges work on this host is not asked here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -174,7 +174,7 @@ def _check_owner(path: Path) -> None:
 
 def _execute(path: Path) -> ModuleType:
     """Run ``brand.py`` under a private module name.  Loaded once per content of the path."""
-    name = f"_zonemgr_brand_{path.parent.name.replace('-', '_')}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    name = f"_zonemgr_brand_{path.parent.name.replace('-', '_')}_{zlib.crc32(os.fsencode(path)):08x}"
     loader = SourceFileLoader(name, str(path))
     spec = ModuleSpec(name, loader, origin=str(path), is_package=True)
     spec.submodule_search_locations = [str(path.parent)]

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import socket
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +30,7 @@ _IFA_F_NODAD = 0x02
 
 def host_link_name(zonename: str, index: int, suffix: str = "") -> str:
     """The host side's name of a zone's automatic link: ``vb-``, a readable prefix, and a hash that tells it apart."""
-    import hashlib
-
-    digest = hashlib.sha256(f"{suffix}/{zonename}/{index}".encode()).hexdigest()
+    digest = f"{zlib.crc32(f'{suffix}/{zonename}/{index}'.encode()):08x}"
     return f"vb-{re.sub(r'[^A-Za-z0-9]', '', zonename)[:6]}{digest[:6]}"[:NAME_MAXIMUM]
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
-import platform
 import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,15 +103,20 @@ def default_filter(cache_dir: Path) -> bytes:
         stored = path.read_bytes()
     except OSError:
         stored = b""
-    if len(stored) > 32 and hashlib.sha256(stored[32:]).digest() == stored[:32]:
-        return stored[32:]
+    if len(stored) > 4 and _digest(stored[4:]) == stored[:4]:
+        return stored[4:]
     program = compile_filter(DEFAULT)
-    _store(path, hashlib.sha256(program).digest() + program)
+    _store(path, _digest(program) + program)
     return program
 
 
+def _digest(data: bytes) -> bytes:
+    """Against damage, not against an attacker (the folder is root's); hashlib would load OpenSSL into every supervisor."""
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
 def _fingerprint(profile: Profile) -> str:
-    return hashlib.sha256(f"{_FORMAT} {platform.machine()} {profile!r}".encode()).hexdigest()[:16]
+    return _digest(f"{_FORMAT} {os.uname().machine} {profile!r}".encode()).hex()
 
 
 def _store(path: Path, content: bytes) -> None:
@@ -155,7 +159,7 @@ def _add_rules(binding: Any, rules: Any, denials: Iterable[Denial]) -> None:
 
 
 def _second_conventions(binding: Any) -> tuple[int, ...]:
-    return {"x86_64": (binding.Arch.X86,), "aarch64": (binding.Arch.ARM,)}.get(platform.machine(), ())
+    return {"x86_64": (binding.Arch.X86,), "aarch64": (binding.Arch.ARM,)}.get(os.uname().machine, ())
 
 
 def _exported(rules: Any) -> bytes:

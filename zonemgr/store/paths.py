@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import zlib  # hashlib would load OpenSSL: 4 ms and 4 MB, for a name
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,7 @@ class Layout:
         """Empty for the host's own instance, else ``-`` and eight hex digits that tell this root from others."""
         if self.root == Path("/"):
             return ""
-        import hashlib  # loads OpenSSL: 4 ms that only relocated instances pay
-
-        return "-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+        return "-" + f"{zlib.crc32(os.fsencode(self.root)):08x}"
 
     @property
     def etc(self) -> Path:

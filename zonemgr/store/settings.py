@@ -6,6 +6,7 @@ Nothing about a single zone belongs here.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -73,7 +74,5 @@ def default_addresses(layout: Layout) -> tuple[str, ...]:
     derived from its root: two bridges with the same network would answer for each other's zones."""
     if not layout.suffix:
         return ("10.91.0.1/24", "fd91::1/64")
-    import hashlib  # loads OpenSSL
-
-    digest = hashlib.sha256(os.fsencode(layout.root)).digest()
-    return (f"10.{92 + digest[4] % 128}.{digest[5]}.1/24", f"fd91:{digest[4:6].hex()}:{digest[6:8].hex()}::1/64")
+    digest = zlib.crc32(os.fsencode(layout.root), 1).to_bytes(4, "little")
+    return (f"10.{92 + digest[0] % 128}.{digest[1]}.1/24", f"fd91:{digest[:2].hex()}:{digest[2:].hex()}::1/64")

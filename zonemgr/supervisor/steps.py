@@ -8,7 +8,7 @@ request's arrival and of the command, as the reference's table has them.
 from __future__ import annotations
 
 import os
-import secrets
+
 import signal
 import time
 from collections.abc import Callable
@@ -207,7 +207,7 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
     cgroup = transition.cgroup
     return Instance(
         zonename=transition.zonename,
-        generation=secrets.token_hex(8),
+        generation=os.urandom(8).hex(),
         zone_id=zoneids.next_id(transition.layout),
         mode=mode,
         phase=Phase.MAKING,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +107,8 @@ def _be_worker(
             _explain(transition, error)
             ok = False
         except Exception:
+            import traceback
+
             text = traceback.format_exc()
             log.error(text)
             transition.say(message("internal error: {why}", why=text.strip().splitlines()[-1]))
