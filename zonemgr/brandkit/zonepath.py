@@ -47,7 +47,8 @@ def refuse_mounts(path: str, say: Say) -> None:
 def cleanup(zonepath: str, say: Say) -> None:
     """Remove the standard entries of a zonepath, and the folder itself when nothing else is in it.
 
-    Raises PlatformError.  Other entries stay, with a warning (reference, section 6.4, cleanup_zonepath).  A zonepath that is gone is fine.
+    Other entries stay, with a warning (reference, section 6.4, cleanup_zonepath).  A zonepath that is gone is fine.
+    Raises PlatformError.
     """
     try:
         folder_fd = os.open(zonepath, _DIRECTORY)
