@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.unit.test_schema import FULL
 from tests.unit.test_schema import zones as zone_tables
-
 from zonemgr.cli import configtext
 from zonemgr.cli.main import program, run
 from zonemgr.cli.output import Session
