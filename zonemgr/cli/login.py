@@ -33,7 +33,7 @@ from zonemgr.cli.terminal import (
     window,
     write_all,
 )
-from zonemgr.errors import NoSuchZoneError, UsageError, ZoneError
+from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError
 from zonemgr.linux import enter, passwd, process
 from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.linux.enter import Child, EnterError
@@ -45,6 +45,7 @@ OURS: Final = 125  # the exit status when nothing could be run
 FAILSAFE: Final = Account("root", 0, 0, (0,), "/", "/bin/sh")
 FORWARDED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 TTY_GROUP: Final = 5
+HANG_UP_S: Final = 2.0  # for a shell to end in good order once its terminal has gone
 TIOCGPTN: Final = 0x80045430  # the number of a pty; Python has no name for it
 
 
@@ -356,12 +357,19 @@ def interactive(entry: Entry, wanted: Wish, manners: Manners) -> int:
             lambda rows, columns: pty.set_window(master_fd, rows, columns),
             ended_fd=child.pidfd,
         )
-        relay.run()
+        left = relay.run()
     os.close(master_fd)  # a shell that is still there gets its hang-up
-    status = child.wait()
+    status = _parted(child) if left else child.wait()
     if manners.banner:
         write_all(2, f"\n[Connection to zone '{entry.zonename}' {name} closed]\n".encode())
     return status
+
+
+def _parted(child: Child) -> int:
+    """The operator has left; what ignores the hang-up ends with us, by the signal it asked the kernel for."""
+    if process.wait_pidfd(child.pidfd, HANG_UP_S):
+        child.wait()
+    return int(Exit.OK)
 
 
 def _number(master_fd: int) -> int:

@@ -161,8 +161,8 @@ class Relay:
         self._leaving = False
         os.set_blocking(zone_fd, False)
 
-    def run(self) -> None:
-        """Until the zone's side closes, the operator's input ends, or the escape is typed."""
+    def run(self) -> bool:
+        """Until the zone's side closes (False), or the operator's input ends or the escape is typed (True)."""
         wake_fd, signal_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         old_handler = signal.signal(signal.SIGWINCH, lambda _number, _frame: None)
         old_fd = signal.set_wakeup_fd(signal_fd, warn_on_full_buffer=False)
@@ -171,12 +171,13 @@ class Relay:
             while not self._leaving or self._pending:
                 self._turn(wake_fd)
         except _ZoneClosed:
-            pass
+            return False
         finally:
             signal.set_wakeup_fd(old_fd)
             signal.signal(signal.SIGWINCH, old_handler)
             os.close(wake_fd)
             os.close(signal_fd)
+        return True
 
     def _turn(self, wake_fd: int) -> None:
         poll = select.poll()
