@@ -61,11 +61,11 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     """The plan of making a zone ready (or mounted, by the subject's mode)."""
     zone = subject.zone
     ops: list[plan.Op] = [plan.MakeCgroup("zonemgr" + subject.layout.suffix, zone.zonename)]
-    if subject.mode is Mode.BOOT:
-        limits = limits_of(zone)
-        ops += [] if limits.empty and limits.locked_bytes is None else [limits]
     base = 0 if zone.privileged else subject.uid_base
     ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
+    if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
+        limits = limits_of(zone)
+        ops += [] if limits.empty else [limits]
     ops += _alternate_tree(subject) if subject.mode.alternate else _tree(subject)
     ops.append(plan.Mask(MASKED, READ_ONLY + (READ_ONLY_PRIVILEGED if zone.privileged else ())))
     if subject.mode is Mode.BOOT:

@@ -8,17 +8,21 @@ name that a zone could have planted is ever resolved by the host.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
-from zonemgr.errors import PlatformError
+from zonemgr.errors import PlatformError, message
 from zonemgr.linux import mounts, namespaces, paths, process, pty
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
+from zonemgr.platform import shift
 from zonemgr.platform.stage import Stage
+from zonemgr.store import zones
 
 _TTY_GID = 5
 
@@ -69,7 +73,7 @@ def root_tree(op: plan.RootTree, stage: Stage) -> None:
     """The zone's own root, ids mapped, mounted over itself in M0."""
     tree_fd = mounts.open_tree(op.path)
     try:
-        _map_ids(tree_fd, stage, op.path)
+        _map_root(tree_fd, stage, op.path)
         mounts.set_attributes(tree_fd, set=mounts.ATTR_NODEV)
         _become_root(stage, tree_fd)
     finally:
@@ -99,6 +103,21 @@ def _become_root(stage: Stage, tree_fd: int) -> None:
     finally:
         os.close(target_fd)
     stage.root_fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _map_root(tree_fd: int, stage: Stage, path: str) -> None:
+    """Map the root's ids at the mount, or on disk, once, where its file system cannot."""
+    if stage.privileged or stage.shifted:
+        return
+    try:
+        mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=stage.born.user_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        stage.say(message("{path}: no id-mapped mounts on this file system: its owners are shifted once", path=path))
+        shift.shift_tree(Path(path), stage.uid_base)
+        zones.update_entry(stage.layout, stage.zonename, idmap_marker=f"shifted by {stage.uid_base}")
+        stage.shifted = True
 
 
 def _map_ids(tree_fd: int, stage: Stage, what: str, recursive: bool = False) -> None:
@@ -143,6 +162,8 @@ def bind(op: plan.Bind, stage: Stage) -> None:
 def _map_bind(op: plan.Bind, tree_fd: int, stage: Stage, flags: int) -> None:
     if op.idmap == "none" or stage.privileged:
         return
+    if stage.shifted and Path(op.special).is_relative_to(stage.root):
+        return  # its ids on disk are the zone's already
     if op.idmap == "zone":
         try:
             _map_ids(tree_fd, stage, op.special, op.recursive)
@@ -180,7 +201,7 @@ def file_system(op: plan.FileSystem, stage: Stage) -> None:
             mount_fd = mounts.make_filesystem(op.type, options, attributes=flags | mounts.ATTR_NODEV, source=source)
         except OSError as error:
             form = "cannot mount {special} on {directory}: {why}"
-            if error.errno == 19:  # ENODEV
+            if error.errno == errno.ENODEV:
                 form = "cannot mount {special} on {directory}: invalid file-system type {type}"
             raise PlatformError(
                 form, special=op.special, directory=op.directory, type=op.type, why=explain(error)

@@ -37,6 +37,7 @@ class Stage:
     keep_console: Callable[[int, int], None]  # master, slave
     seal: Callable[[], None]
     say: Callable[[str], None]
+    shifted: bool = False  # the root's ids on disk are the zone's: it is mounted without a map
     root_fd: int = -1
     _born: Born | None = None
     applied_limits: list[tuple[str, object, object]] = field(default_factory=list)

@@ -7,6 +7,7 @@ request's arrival and of the command, as the reference's table has them.
 
 from __future__ import annotations
 
+import errno
 import os
 
 import signal
@@ -243,6 +244,7 @@ class _Builder:
             keep_console=self.keep_console,
             seal=self.seal,
             say=transition.say,
+            shifted=zones.read_entry(transition.layout, transition.zonename).idmap_marker is not None,
         )
 
     def start_zsched(self, hostname: str) -> Born:
@@ -599,7 +601,7 @@ def _unmount(transition: Transition, ledger: Ledger, m0_fd: int) -> None:
             try:
                 mounts.unmount(op.directory, mounts.NOFOLLOW)
             except OSError as error:
-                if error.errno in (2, 22):  # not mounted (any more)
+                if error.errno in (errno.ENOENT, errno.EINVAL):  # not mounted (any more)
                     continue
                 try:
                     mounts.unmount(op.directory, mounts.NOFOLLOW | mounts.DETACH)
