@@ -62,7 +62,9 @@ def config(session: Session, zonename: str, words: tuple[str, ...], file: str | 
     with session.about(zonename):
         name_check("config", zonename)
         zones.check_name(zonename)
-        lines = configtext.commands_of(words) if file is None else configtext.commands(_read(file), numbered=True)
+        lines = (
+            configtext.commands_of(words) if file is None else configtext.commands(_read(file), numbered=True)
+        )
         Editor(session, zonename).run(lines)
 
 

@@ -21,11 +21,18 @@ from zonemgr.store.config import Draft
 @click.argument("zonename", metavar="NAME")
 @click.argument("properties", metavar="[PROPERTY=VALUE]...", nargs=-1)
 @click.option("-b", "--brand", metavar="BRAND", help="The zone's brand (default: native).")
-@click.option("-t", "--template", metavar="TEMPLATE", help="Begin with a template or another zone's configuration.")
+@click.option(
+    "-t", "--template", metavar="TEMPLATE", help="Begin with a template or another zone's configuration."
+)
 @click.option("--no-net", is_flag=True, help="Without the automatic link on the host's bridge.")
 @click.pass_obj
 def create(
-    session: Session, zonename: str, properties: tuple[str, ...], brand: str | None, template: str | None, no_net: bool
+    session: Session,
+    zonename: str,
+    properties: tuple[str, ...],
+    brand: str | None,
+    template: str | None,
+    no_net: bool,
 ) -> None:
     """Configure a new zone.
 
@@ -50,7 +57,12 @@ def create(
 
 
 def _create(
-    session: Session, zonename: str, given: Mapping[str, str], brand: str | None, template: str | None, net: bool
+    session: Session,
+    zonename: str,
+    given: Mapping[str, str],
+    brand: str | None,
+    template: str | None,
+    net: bool,
 ) -> Zone:
     from zonemgr.store import settings
 

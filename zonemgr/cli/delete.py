@@ -38,7 +38,8 @@ def delete_zone(session: Session, zonename: str, *, force: bool) -> None:
         raise StateError("delete operation is invalid for {state} zones.", state=state.label)
     if state is not State.CONFIGURED and not force:
         raise StateError(
-            "Zone {zonename} not in configured state; delete not allowed.  Use -F to force delete.", zonename=zonename
+            "Zone {zonename} not in configured state; delete not allowed.  Use -F to force delete.",
+            zonename=zonename,
         )
     entry = zones.read_entry(layout, zonename)
     session.confirm(f"Are you sure you want to delete zone {zonename}", force=force)

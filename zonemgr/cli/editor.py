@@ -50,7 +50,9 @@ class Editor:
             self.draft = Draft.open(self.layout, zonename)
         except NoSuchZoneError:
             if zones.exists(self.layout, zonename):
-                raise ConfigError("the configuration file {path} is gone", path=self.layout.config(zonename)) from None
+                raise ConfigError(
+                    "the configuration file {path} is gone", path=self.layout.config(zonename)
+                ) from None
         self.done = False
 
     @property
@@ -95,7 +97,9 @@ class Editor:
 
     def global_only(self, command: str) -> None:
         if self.scope is not None:
-            raise UsageError("{command} is not for use inside a resource ('end' or 'cancel' leave it)", command=command)
+            raise UsageError(
+                "{command} is not for use inside a resource ('end' or 'cancel' leave it)", command=command
+            )
 
     # Whole configurations.
 
@@ -235,7 +239,9 @@ class Editor:
             return
         if getattr(self.edited().zone(), name) != value:
             how = "already installed" if self.state >= State.INSTALLED else "is incomplete"
-            raise ConfigError("Zone {zone} {how}; set {name} not allowed.", zone=self.zonename, how=how, name=name)
+            raise ConfigError(
+                "Zone {zone} {how}; set {name} not allowed.", zone=self.zonename, how=how, name=name
+            )
 
     def clear(self, words: Sequence[str]) -> None:
         if len(words) != 1:
@@ -364,7 +370,10 @@ class Editor:
         for index, item in enumerate(self.edited().table.get(kind.name, [])):
             if index != scope.index and store.canonical(kind, item).get(key) == mine:
                 raise ConfigError(
-                    "A {kind} resource with the {key} '{mine}' already exists.", kind=kind.name, key=key, mine=mine
+                    "A {kind} resource with the {key} '{mine}' already exists.",
+                    kind=kind.name,
+                    key=key,
+                    mine=mine,
                 )
 
     def remove(self, words: Sequence[str]) -> None:
@@ -396,7 +405,9 @@ class Editor:
         if not chosen:
             raise ConfigError("No such resource with that id")
         if len(chosen) > 1:
-            raise ConfigError("more than one {kind} resource is like that: name more properties", kind=kind.name)
+            raise ConfigError(
+                "more than one {kind} resource is like that: name more properties", kind=kind.name
+            )
         return chosen[0]
 
     def _indexes(self, kind: Resource, wanted: Mapping[str, str]) -> list[int]:
@@ -423,7 +434,9 @@ class Editor:
         rows = kind.properties if kind else (global_row(words[0]),)
         for row in rows:
             note = "" if row.effect and (kind is None or kind.effect) else "; no effect yet"
-            self.session.data(f"{row.name}: {row.help} ({row.form.value}, takes effect: {row.when.value}{note})")
+            self.session.data(
+                f"{row.name}: {row.help} ({row.form.value}, takes effect: {row.when.value}{note})"
+            )
 
 
 COMMANDS: Final[Mapping[str, Callable[[Editor, Sequence[str]], None]]] = {

@@ -190,7 +190,7 @@ def _perform(talk: Conversation, request: Request | None) -> None:
         talk.fail(error)
     except OSError as error:
         talk.fail(PlatformError("{what}: {why}", what=error.filename or "cannot ask", why=error.strerror))
-    except Exception as error:  # one zone's mishap must not hide what became of the others
+    except Exception as error:  # noqa: BLE001 - one zone's mishap must not hide what became of the others
         internal = InternalError("internal error: this is a bug of zonemgr")
         internal.__cause__ = error
         talk.fail(internal)

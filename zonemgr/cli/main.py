@@ -258,7 +258,7 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     except OSError as error:
         session.message(f"{error.filename or session.program}: {error.strerror or error}")
         return Exit.ERROR
-    except Exception:  # the one place where a bug of ours becomes an exit status
+    except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes an exit status
         import traceback
 
         traceback.print_exc()

@@ -81,7 +81,9 @@ def none(words: Sequence[str], command: str) -> None:
         raise UsageError("{command} takes no arguments", command=command)
 
 
-def options_of(words: Sequence[str], *, flags: str = "", valued: str = "") -> tuple[dict[str, str], list[str]]:
+def options_of(
+    words: Sequence[str], *, flags: str = "", valued: str = ""
+) -> tuple[dict[str, str], list[str]]:
     """Options in front, as the commands of zonecfg have them.  Raises UsageError."""
     found: dict[str, str] = {}
     rest = list(words)

@@ -1,4 +1,5 @@
-"""The system call filter of a zone: compiled once with libseccomp, cached as a BPF program, installed with seccomp(2).
+"""The system call filter of a zone: compiled once with libseccomp, cached as a BPF program, installed with
+seccomp(2).
 
 The default filter lets everything through except what reaches past the zone into the one kernel that all share:
 loading code into it, its clock, swap, quota and keyrings, file handles, raw I/O ports, and pushing input into
@@ -111,7 +112,9 @@ def default_filter(cache_dir: Path) -> bytes:
 
 
 def _digest(data: bytes) -> bytes:
-    """Against damage, not against an attacker (the folder is root's); hashlib would load OpenSSL into every supervisor."""
+    """Against damage, not against an attacker (the folder is root's); hashlib would load OpenSSL into every
+    supervisor.
+    """
     return zlib.crc32(data).to_bytes(4, "big")
 
 

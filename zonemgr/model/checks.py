@@ -174,7 +174,9 @@ def zone_name(value: object) -> str:
     if len(given) > ZONENAME_MAX:
         raise Refused(f"'{given}' has {len(given)} characters, {ZONENAME_MAX} is the most")
     if not re.fullmatch(_NAME, given):
-        raise Refused(f"'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'")
+        raise Refused(
+            f"'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'"
+        )
     return given
 
 

@@ -113,7 +113,9 @@ BOOT_INSTALLED: Final = Procedure(
 )
 UNINSTALLING: Final = Procedure("note uninstalling", (Step.NOTE_UNINSTALLING,), begins=Notice.UNINSTALLING)
 # A failed MOUNT leaves the scratch zone mounted: the administrator who asked for it looks at it and unmounts.
-MOUNT: Final = Procedure("mount", (Step.READY, Step.MOUNT), succeeds=Notice.READIED, announced_after=Step.READY)
+MOUNT: Final = Procedure(
+    "mount", (Step.READY, Step.MOUNT), succeeds=Notice.READIED, announced_after=Step.READY
+)
 BOOT_READY: Final = Procedure(
     "boot of a ready zone",
     (Step.BOOT,),
@@ -298,7 +300,9 @@ CLIENT_RULES: Final[Mapping[str, ClientRule]] = {
     "attach": ClientRule(Live.FORBIDDEN, _ALREADY_THERE, {State.INSTALLED: "is already installed."}),
     "mark": ClientRule(Live.FORBIDDEN),
     "verify": ClientRule(refusals={State.INCOMPLETE: "zone is incomplete; uninstall required."}),
-    "sysboot": ClientRule(refusals=_all_but(State.INSTALLED, "{command} operation is invalid for {state} zones.")),
+    "sysboot": ClientRule(
+        refusals=_all_but(State.INSTALLED, "{command} operation is invalid for {state} zones.")
+    ),
 }
 
 
@@ -320,7 +324,9 @@ def client_check(command: str, live_state: State | None, index_state: State, for
     if rule.live is Live.NEEDED and live_state is None:
         raise StateError("not running")
     if rule.live is Live.FORBIDDEN and live_state is not None:
-        raise StateError("{command} operation is invalid for {state} zones.", command=command, state=state.label)
+        raise StateError(
+            "{command} operation is invalid for {state} zones.", command=command, state=state.label
+        )
     refusals = rule.forced if force and rule.forced is not None else rule.refusals
     form = (refusals or {}).get(state)
     if form is not None:

@@ -1,8 +1,8 @@
 """A plan: what a transition will do to the kernel, as data.
 
-``platform.compose`` makes it, ``zonemgr plan`` prints it, ``platform.runner`` executes it and writes each op to the ledger before it
-acts.  An op is a small frozen value that says in the operator's words what it is (``describe``), survives JSON (the ledger is
-read by successors), and holds no behaviour of the kernel.
+``platform.compose`` makes it, ``zonemgr plan`` prints it, ``platform.runner`` executes it and writes each op to
+the ledger before it acts.  An op is a small frozen value that says in the operator's words what it is
+(``describe``), survives JSON (the ledger is read by successors), and holds no behaviour of the kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def from_json(table: dict[str, Any]) -> Op:
     """The op that ``to_json`` wrote.  Lists become tuples again; keys of newer versions are ignored."""
     cls = _KINDS[table["kind"]]
     known = {field.name for field in dataclasses.fields(cls)}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key in known}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in table.items()
+        if key in known
+    }
     return cls(**values)
 
 
@@ -193,14 +197,20 @@ class Console(Op):
 
 @dataclass(frozen=True)
 class Mask(Op):
-    """Hide a path: a file behind the null device, a folder behind an empty read-only tmpfs.  Missing paths are fine."""
+    """Hide a path: a file behind the null device, a folder behind an empty read-only tmpfs.  Missing paths are
+    fine.
+    """
 
     kind: ClassVar[str] = "mask"
     paths: tuple[str, ...]
     read_only: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        return "mask " + " ".join(self.paths) + ("; read-only " + " ".join(self.read_only) if self.read_only else "")
+        return (
+            "mask "
+            + " ".join(self.paths)
+            + ("; read-only " + " ".join(self.read_only) if self.read_only else "")
+        )
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,9 @@ def expand(tokens: frozenset[str]) -> frozenset[str]:
     for token in tokens:
         found = _lookup(token.lower())
         if found is None:
-            raise ConfigError('unknown privilege "{name}" specified in the brand\'s privilege set', name=token)
+            raise ConfigError(
+                'unknown privilege "{name}" specified in the brand\'s privilege set', name=token
+            )
         result |= found
     return result
 

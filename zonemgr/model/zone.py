@@ -219,7 +219,9 @@ class Zone:
             for row in schema.GLOBAL_PROPERTIES
             if not row.effect and getattr(self, row.field) not in (None, ())
         ]
-        kinds = [kind.name for kind in schema.RESOURCES.values() if not kind.effect and getattr(self, kind.field)]
+        kinds = [
+            kind.name for kind in schema.RESOURCES.values() if not kind.effect and getattr(self, kind.field)
+        ]
         return rows + kinds + [f"rctl {control.name}" for control in self.rctl]
 
 
@@ -284,7 +286,9 @@ class _Reader:
             return
         if not isinstance(given, list):
             raise self.fail((key,), "{key} is a list of tables: write [[{key}]], not [{key}]", key=key)
-        values[kind.field] = tuple(self.resource((key, index), kind, item) for index, item in enumerate(given))
+        values[kind.field] = tuple(
+            self.resource((key, index), kind, item) for index, item in enumerate(given)
+        )
 
     def name(self, values: dict[str, Any], zonename: str | None) -> None:
         """The file's place and its ``zonename`` agree, and there is one of them."""
@@ -307,7 +311,9 @@ class _Reader:
         near = schema.nearest(key, valid)
         if near is None:
             return self.fail(path, "unknown {what} '{key}'", what=what, key=key)
-        return self.fail(path, "unknown {what} '{key}' (did you mean '{near}'?)", what=what, key=key, near=near)
+        return self.fail(
+            path, "unknown {what} '{key}' (did you mean '{near}'?)", what=what, key=key, near=near
+        )
 
     def resource(self, path: Path, kind: Resource, given: object) -> object:
         if not isinstance(given, dict):
@@ -344,7 +350,9 @@ class _Reader:
                 self.fold(path, values, alias, control.value[0].limit)
             elif _is_set(values, alias):
                 raise self.fail(
-                    path, "{property}: An incompatible rctl already exists for this property", property=alias.field
+                    path,
+                    "{property}: An incompatible rctl already exists for this property",
+                    property=alias.field,
                 )
             else:
                 kept.append(control)
@@ -354,7 +362,10 @@ class _Reader:
     def fold(self, path: Path, values: dict[str, Any], alias: schema.ControlAlias, limit: int) -> None:
         if _is_set(values, alias):
             raise self.fail(
-                path, "rctl {name} and the property {property} are both given", name=alias.rctl, property=alias.field
+                path,
+                "rctl {name} and the property {property} are both given",
+                name=alias.rctl,
+                property=alias.field,
             )
         given: int | float = limit if alias.scale == 1 else limit / alias.scale
         if alias.resource is None:
@@ -392,7 +403,9 @@ def _check_combinations(reader: _Reader, zone: Zone) -> None:
     memory = zone.capped_memory
     if memory is not None:
         if memory == CappedMemory():
-            raise reader.fail(("capped-memory",), "capped-memory: one of physical, swap, locked must be given")
+            raise reader.fail(
+                ("capped-memory",), "capped-memory: one of physical, swap, locked must be given"
+            )
         if memory.physical is not None and memory.locked is not None and memory.locked > memory.physical:
             raise reader.fail(("capped-memory", "locked"), "capped-memory: locked is more than physical")
 
@@ -415,7 +428,9 @@ def _check_duplicates(reader: _Reader, zone: Zone) -> None:
 
 def _check_mount(reader: _Reader, path: Path, mount: FsResource) -> None:
     if mount.type == "bind" and not mount.special.startswith("/"):
-        raise reader.fail((*path, "special"), "fs: special {path} is not an absolute path.", path=mount.special)
+        raise reader.fail(
+            (*path, "special"), "fs: special {path} is not an absolute path.", path=mount.special
+        )
     if mount.owner and mount.idmap:
         raise reader.fail((*path, "idmap"), "fs: owner and idmap exclude each other ({dir})", dir=mount.dir)
     if mount.type != "bind" and (mount.owner or mount.idmap):
@@ -438,7 +453,9 @@ def _check_links(reader: _Reader, zone: Zone) -> None:
     for index, link in enumerate(zone.net):
         path: Path = ("net", index)
         if (link.anet is None) == (link.physical is None):
-            raise reader.fail(path, "net: give either anet (a bridge of the host) or physical (a link to move)")
+            raise reader.fail(
+                path, "net: give either anet (a bridge of the host) or physical (a link to move)"
+            )
         if link.defrouter and not (link.address or link.allowed_address):
             raise reader.fail((*path, "defrouter"), "net: defrouter needs an address")
         for name in (link.physical, link.linkname):
@@ -450,7 +467,9 @@ def _check_links(reader: _Reader, zone: Zone) -> None:
             bare = address.partition("/")[0]
             if bare in seen:
                 raise reader.fail(
-                    (*path, "address"), "A net resource with the address '{address}' already exists.", address=bare
+                    (*path, "address"),
+                    "A net resource with the address '{address}' already exists.",
+                    address=bare,
                 )
             seen.add(bare)
 
@@ -465,7 +484,10 @@ def _check_attribute(reader: _Reader, path: Path, attribute: AttrResource) -> No
     }[attribute.type]
     if not good:
         raise reader.fail(
-            (*path, "value"), "attr: '{value}' is not a value of type {type}", value=value, type=attribute.type
+            (*path, "value"),
+            "attr: '{value}' is not a value of type {type}",
+            value=value,
+            type=attribute.type,
         )
 
 

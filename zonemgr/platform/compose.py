@@ -1,8 +1,9 @@
 """Configuration and brand become a plan.
 
-Pure but for one question to the host: whether an optional ``special`` of a brand exists.  The order of the result is the
-order of execution: cgroup, zsched and namespaces, the mount tree sorted by directory (plain string comparison, as the reference's
-section 3.3 has it, so that ``/usr`` comes before ``/usr/local``), devices, masks, network, and the seal last.
+Pure but for one question to the host: whether an optional ``special`` of a brand exists.  The order of the
+result is the order of execution: cgroup, zsched and namespaces, the mount tree sorted by directory (plain
+string comparison, as the reference's section 3.3 has it, so that ``/usr`` comes before ``/usr/local``),
+devices, masks, network, and the seal last.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def sysctls_of(zone: Zone) -> tuple[str, ...]:
     settings = []
     if zone.max_shm_memory is not None:
         page = os.sysconf("SC_PAGE_SIZE")
-        settings += [f"kernel/shmmax={zone.max_shm_memory}", f"kernel/shmall={-(-zone.max_shm_memory // page)}"]
+        settings += [
+            f"kernel/shmmax={zone.max_shm_memory}",
+            f"kernel/shmall={-(-zone.max_shm_memory // page)}",
+        ]
     if zone.max_shm_ids is not None:
         settings.append(f"kernel/shmmni={zone.max_shm_ids}")
     if zone.max_msg_ids is not None:
@@ -146,7 +150,9 @@ def _tree(subject: Subject) -> list[plan.Op]:
     """The mount tree of a zone that boots."""
     mounts = _kernel_mounts(subject.mode)
     mounts.append(("/dev", _device_tree(subject)))
-    mounts.append(("/dev/shm", plan.FileSystem("tmpfs", "tmpfs", "/dev/shm", ("nosuid", "nodev", "mode=1777"))))
+    mounts.append(
+        ("/dev/shm", plan.FileSystem("tmpfs", "tmpfs", "/dev/shm", ("nosuid", "nodev", "mode=1777")))
+    )
     brand_mounts = [(m.directory, _platform_mount(subject, m, subject.root)) for m in subject.brand.mounts]
     mounts += [(directory, op) for directory, op in brand_mounts if op]
     if not any(directory == "/run" for directory, _ in mounts):
@@ -160,7 +166,9 @@ def _tree(subject: Subject) -> list[plan.Op]:
 def _platform_mount(subject: Subject, mount: PlatformMount, root: str) -> plan.Op | None:
     """A brand's mount with its paths filled in, or None when it is optional and the host has no such thing."""
     zone = subject.zone
-    special = mount.special.format(zonepath=zone.zonepath, root=root, zonename=zone.zonename, data=subject.data)
+    special = mount.special.format(
+        zonepath=zone.zonepath, root=root, zonename=zone.zonename, data=subject.data
+    )
     if mount.type != "bind":
         return plan.FileSystem(mount.type, special, mount.directory, mount.options)
     if mount.optional and not os.path.exists(special):
@@ -177,18 +185,22 @@ def fs_mount(fs: FsResource, zone: Zone) -> plan.Op:
         idmap = "zone" if fs.idmap == "root" or read_only else (fs.owner or "")
         if not idmap and not zone.privileged:
             raise ConfigError(
-                "fs {dir}: a writable bind needs owner = \"UID:GID\" (a host user) or idmap = \"root\"", dir=fs.dir
+                'fs {dir}: a writable bind needs owner = "UID:GID" (a host user) or idmap = "root"',
+                dir=fs.dir,
             )
         make = "file" if os.path.isfile(fs.special) else "dir"
-        return plan.Bind(fs.special, fs.dir, fs.options, idmap or "none", make, recursive="rbind" in fs.options)
+        return plan.Bind(
+            fs.special, fs.dir, fs.options, idmap or "none", make, recursive="rbind" in fs.options
+        )
     return plan.FileSystem(fs.type, fs.special, fs.dir, fs.options, fs.raw or "")
 
 
 def _alternate_tree(subject: Subject) -> list[plan.Op]:
     """The tree of a zone mounted for maintenance (reference, section 3.3, adapted to Linux).
 
-    The zone's own root is on /a, read-write.  SCRATCH shows the zone's /etc and /var with the host's programs; UPDATE shows the
-    host's system read-only.  Host folders other than /usr are bound unshifted: what only the host's root may read stays so.
+    The zone's own root is on /a, read-write.  SCRATCH shows the zone's /etc and /var with the host's programs;
+    UPDATE shows the host's system read-only.  Host folders other than /usr are bound unshifted: what only the
+    host's root may read stays so.
     """
     own = f"{subject.zone.zonepath}/root"
     ops: list[plan.Op] = [plan.ScratchRoot(subject.root, _host_links())]
@@ -199,13 +211,21 @@ def _alternate_tree(subject: Subject) -> list[plan.Op]:
     for directory in _host_directories():
         mounts.append((directory, plan.Bind(directory, directory, ("ro", "nosuid"))))
     for directory in ("/tmp", "/run"):
-        mounts.append((directory, plan.FileSystem("tmpfs", "tmpfs", directory, ("nosuid", "nodev", "mode=1777"))))
+        mounts.append(
+            (directory, plan.FileSystem("tmpfs", "tmpfs", directory, ("nosuid", "nodev", "mode=1777")))
+        )
     if subject.mode is Mode.SCRATCH:
         mounts += [(d, plan.Bind(own + d, d)) for d in ("/etc", "/var")]
     else:
         read_only = ("ro", "nosuid", "nodev")
-        mounts += [(d, plan.Bind(d, d, read_only, idmap="none")) for d in ("/etc", "/opt", "/var") if os.path.isdir(d)]
-        mounts.append(("/var/tmp", plan.FileSystem("tmpfs", "tmpfs", "/var/tmp", ("nosuid", "nodev", "mode=1777"))))
+        mounts += [
+            (d, plan.Bind(d, d, read_only, idmap="none"))
+            for d in ("/etc", "/opt", "/var")
+            if os.path.isdir(d)
+        ]
+        mounts.append(
+            ("/var/tmp", plan.FileSystem("tmpfs", "tmpfs", "/var/tmp", ("nosuid", "nodev", "mode=1777")))
+        )
     for fs in subject.zone.fs:
         mounts.append((f"/a{fs.dir}", fs_mount(_below_a(fs), subject.zone)))
     mounts.sort(key=lambda pair: pair[0])

@@ -1,9 +1,9 @@
 """Mount ops: how each becomes part of the zone's tree.
 
-Everything here runs in M0, the mount namespace that belongs to the host's user namespace, with host credentials and inside the
-zone's network, ipc and cgroup namespaces (``runner`` enters and leaves).  A mount is always made detached, as a descriptor, and
-then attached to a descriptor of its mount point, which was resolved inside the zone's root without following a link.  So no
-name that a zone could have planted is ever resolved by the host.
+Everything here runs in M0, the mount namespace that belongs to the host's user namespace, with host credentials
+and inside the zone's network, ipc and cgroup namespaces (``runner`` enters and leaves).  A mount is always made
+detached, as a descriptor, and then attached to a descriptor of its mount point, which was resolved inside the
+zone's root without following a link.  So no name that a zone could have planted is ever resolved by the host.
 """
 
 from __future__ import annotations
@@ -50,15 +50,25 @@ def split_options(options: tuple[str, ...]) -> tuple[int, dict[str, str | None]]
     return flags, rest
 
 
-def attach(stage: Stage, mount_fd: int, op_type: str, special: str, directory: str, make: str = "dir") -> None:
-    """Attach a detached mount in the zone's tree, making the mount point when it is missing (reference, section 3.2)."""
-    if not paths.check_mount_point(stage.root_fd, directory, type=op_type, special=special, display=stage.root):
+def attach(
+    stage: Stage, mount_fd: int, op_type: str, special: str, directory: str, make: str = "dir"
+) -> None:
+    """Attach a detached mount in the zone's tree, making the mount point when it is missing (reference, section
+    3.2).
+    """
+    if not paths.check_mount_point(
+        stage.root_fd, directory, type=op_type, special=special, display=stage.root
+    ):
         try:
             paths.make_mount_point(stage.root_fd, directory, 0o755, kind=make, display=stage.root)
         except OSError as error:
             raise PlatformError("failed to create mount point: {why}", why=explain(error)) from None
-        if not paths.check_mount_point(stage.root_fd, directory, type=op_type, special=special, display=stage.root):
-            raise PlatformError("{root}{directory} is not a valid mount point", root=stage.root, directory=directory)
+        if not paths.check_mount_point(
+            stage.root_fd, directory, type=op_type, special=special, display=stage.root
+        ):
+            raise PlatformError(
+                "{root}{directory} is not a valid mount point", root=stage.root, directory=directory
+            )
     target_fd = paths.open_beneath(stage.root_fd, directory, os.O_PATH)
     try:
         mounts.move_mount(mount_fd, target_fd)
@@ -94,7 +104,9 @@ def scratch_root(op: plan.ScratchRoot, stage: Stage) -> None:
 
 
 def _become_root(stage: Stage, tree_fd: int) -> None:
-    """Attach the tree beside everything: the zone's folders on the host stay reachable below their own paths until the pivot."""
+    """Attach the tree beside everything: the zone's folders on the host stay reachable below their own paths
+    until the pivot.
+    """
     place = stage.layout.zone_run(stage.zonename) / "tree"
     place.mkdir(mode=0o700, exist_ok=True)
     target_fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -114,7 +126,9 @@ def _map_root(tree_fd: int, stage: Stage, path: str) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        stage.say(message("{path}: no id-mapped mounts on this file system: its owners are shifted once", path=path))
+        stage.say(
+            message("{path}: no id-mapped mounts on this file system: its owners are shifted once", path=path)
+        )
         shift.shift_tree(Path(path), stage.uid_base)
         zones.update_entry(stage.layout, stage.zonename, idmap_marker=f"shifted by {stage.uid_base}")
         stage.shifted = True
@@ -125,7 +139,9 @@ def _map_ids(tree_fd: int, stage: Stage, what: str, recursive: bool = False) -> 
     if stage.privileged:
         return
     try:
-        mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=stage.born.user_fd, recursive=recursive)
+        mounts.set_attributes(
+            tree_fd, set=mounts.ATTR_IDMAP, userns_fd=stage.born.user_fd, recursive=recursive
+        )
     except OSError as error:
         raise PlatformError(
             "cannot map ids on {what}: {why}",
@@ -172,7 +188,9 @@ def _map_bind(op: plan.Bind, tree_fd: int, stage: Stage, flags: int) -> None:
                 raise  # read-only trees are shown unshifted instead: host owners appear as nobody
         return
     uid, _, gid = op.idmap.partition(":")
-    owner_fd = namespaces.make_user_namespace([(int(uid), stage.uid_base, 1)], [(int(gid or uid), stage.uid_base, 1)])
+    owner_fd = namespaces.make_user_namespace(
+        [(int(uid), stage.uid_base, 1)], [(int(gid or uid), stage.uid_base, 1)]
+    )
     try:
         mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=owner_fd, recursive=op.recursive)
     except OSError as error:
@@ -198,7 +216,9 @@ def file_system(op: plan.FileSystem, stage: Stage) -> None:
             _check(op)
             source, loop_fd = _block_device(source)
         try:
-            mount_fd = mounts.make_filesystem(op.type, options, attributes=flags | mounts.ATTR_NODEV, source=source)
+            mount_fd = mounts.make_filesystem(
+                op.type, options, attributes=flags | mounts.ATTR_NODEV, source=source
+            )
         except OSError as error:
             form = "cannot mount {special} on {directory}: {why}"
             if error.errno == errno.ENODEV:
@@ -224,12 +244,16 @@ def _check(op: plan.FileSystem) -> None:
     import subprocess
 
     try:
-        result = subprocess.run([f"fsck.{op.type}", "-n", op.raw], stdin=subprocess.DEVNULL, capture_output=True)
+        result = subprocess.run(
+            [f"fsck.{op.type}", "-n", op.raw], stdin=subprocess.DEVNULL, capture_output=True
+        )
     except FileNotFoundError:
         return
     if result.returncode:
         raise PlatformError(
-            "fsck of '{raw}' failed with exit status {status}; run fsck manually", raw=op.raw, status=result.returncode
+            "fsck of '{raw}' failed with exit status {status}; run fsck manually",
+            raw=op.raw,
+            status=result.returncode,
         )
 
 
@@ -331,9 +355,17 @@ def _run_grandchild(act: Callable[[], None], write_fd: int) -> int:
 
 
 def device_tree(op: plan.DeviceTree, stage: Stage) -> None:
-    """A tmpfs on /dev, with each device of the host bound on an empty file (mknod would be refused a user namespace's tree)."""
+    """A tmpfs on /dev, with each device of the host bound on an empty file (mknod would be refused a user
+    namespace's tree).
+    """
     base = str(stage.uid_base)
-    options: dict[str, str | None] = {"mode": "755", "size": "4m", "nr_inodes": "4096", "uid": base, "gid": base}
+    options: dict[str, str | None] = {
+        "mode": "755",
+        "size": "4m",
+        "nr_inodes": "4096",
+        "uid": base,
+        "gid": base,
+    }
     mount_fd = mounts.make_filesystem("tmpfs", options, attributes=mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
     try:
         attach(stage, mount_fd, "dev", "tmpfs", "/dev")
@@ -403,7 +435,9 @@ def console(_op: plan.Console, stage: Stage) -> None:
         slave_fd = pty.open_peer(master_fd)
         os.fchown(slave_fd, stage.uid_base, stage.uid_base + _TTY_GID)
         os.fchmod(slave_fd, 0o620)
-        os.close(os.open("console", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=dev_fd))
+        os.close(
+            os.open("console", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=dev_fd)
+        )
         tree_fd = mounts.open_tree("", dir_fd=slave_fd, empty_path=True)
         target_fd = os.open("console", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev_fd)
         try:
@@ -419,7 +453,12 @@ def console(_op: plan.Console, stage: Stage) -> None:
 
 def run_host(op: plan.RunHost, stage: Stage) -> None:
     """/run/host, a small read-only tmpfs, as systemd's CONTAINER_INTERFACE describes it."""
-    options: dict[str, str | None] = {"mode": "755", "size": "64k", "uid": str(stage.uid_base), "gid": str(stage.uid_base)}
+    options: dict[str, str | None] = {
+        "mode": "755",
+        "size": "64k",
+        "uid": str(stage.uid_base),
+        "gid": str(stage.uid_base),
+    }
     mount_fd = mounts.make_filesystem("tmpfs", options, attributes=mounts.ATTR_NOSUID | mounts.ATTR_NODEV)
     try:
         attach(stage, mount_fd, "tmpfs", "tmpfs", "/run/host")
@@ -452,7 +491,9 @@ def _write(folder_fd: int, name: str, data: bytes, owner: int) -> None:
 
 
 def mask(op: plan.Mask, stage: Stage) -> None:
-    """Hide and freeze parts of /proc and /sys.  The covers come from descriptors of our own, never from a path in the zone."""
+    """Hide and freeze parts of /proc and /sys.  The covers come from descriptors of our own, never from a path
+    in the zone.
+    """
     for path in op.paths:
         _cover(path, stage)
     for path in op.read_only:

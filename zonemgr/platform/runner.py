@@ -1,8 +1,8 @@
 """Executes a plan: each op is written to the ledger before it acts.
 
-Nothing is undone here: whoever runs a plan and sees it fail calls ``undo.everything`` with the same ledger, in the same or in
-another process, now or after a crash.  Mount ops run inside M0 and the zone's network, ipc and cgroup namespaces; consecutive
-ones share one visit.
+Nothing is undone here: whoever runs a plan and sees it fail calls ``undo.everything`` with the same ledger, in
+the same or in another process, now or after a crash.  Mount ops run inside M0 and the zone's network, ipc and
+cgroup namespaces; consecutive ones share one visit.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _start_zsched(op: plan.StartZsched, stage: Stage) -> None:
 
 
 def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
-    """Settings of the zone's namespaces, through a procfs of our own: never through one that the zone could have replaced."""
+    """Settings of the zone's namespaces, through a procfs of our own: never through one that the zone could
+    have replaced.
+    """
 
     def act() -> None:
         proc_fd = mounts.make_filesystem("proc", {}, attributes=0)
@@ -108,7 +110,9 @@ _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
 
 @contextmanager
 def inside(stage: Stage) -> Iterator[None]:
-    """Visit M0 and the zone's namespaces with host credentials; the way home is kept open and taken whatever happens."""
+    """Visit M0 and the zone's namespaces with host credentials; the way home is kept open and taken whatever
+    happens.
+    """
     home = {kind: namespaces.open_ns("self", kind) for kind in _KINDS}
     try:
         for kind in _KINDS[1:]:
@@ -126,7 +130,9 @@ def inside(stage: Stage) -> Iterator[None]:
         os.chdir("/")
 
 
-def run(ops: Iterable[plan.Op], stage: Stage, ledger: Ledger, *, step: Callable[[plan.Op], None] | None = None) -> None:
+def run(
+    ops: Iterable[plan.Op], stage: Stage, ledger: Ledger, *, step: Callable[[plan.Op], None] | None = None
+) -> None:
     """Execute ops in order.  ``step`` is told of each op after it is in the ledger and before it acts.
 
     PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.

@@ -1,7 +1,8 @@
 """Shifting a zone's root by chown, once, where its file system cannot map ids at the mount (overlay, NFS).
 
-Every owner and group below 65536 moves up by the zone's base; what lies in the zone's range already has been moved, so an
-interrupted shift is simply run again.  The index entry says that it was done: such a root is mounted without a map.
+Every owner and group below 65536 moves up by the zone's base; what lies in the zone's range already has been
+moved, so an interrupted shift is simply run again.  The index entry says that it was done: such a root is
+mounted without a map.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from zonemgr.errors import PlatformError
 from zonemgr.model.states import IDS_PER_ZONE
 
 
-
 def shift_tree(root: Path, base: int) -> int:
-    """Shift a tree; returns how many objects were moved.  PlatformError for an owner that is neither here nor there."""
+    """Shift a tree; returns how many objects were moved.  PlatformError for an owner that is neither here nor
+    there.
+    """
     moved = 0
     for _path, folders, files, folder_fd in os.fwalk(root, follow_symlinks=False):
         moved += _shift(".", folder_fd, base)
@@ -44,5 +46,7 @@ def _moved(owner: int, base: int, name: str) -> int:
     if base <= owner < base + IDS_PER_ZONE:
         return owner
     if owner >= IDS_PER_ZONE:
-        raise PlatformError("cannot shift '{name}': its owner {owner} is outside of the zone's ids", name=name, owner=owner)
+        raise PlatformError(
+            "cannot shift '{name}': its owner {owner} is outside of the zone's ids", name=name, owner=owner
+        )
     return owner + base

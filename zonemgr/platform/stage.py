@@ -25,7 +25,9 @@ class Born:
 
 @dataclass
 class Stage:
-    """The shared state of a run.  ``start_zsched`` and ``keep_console`` are the supervisor's: the platform does not know it."""
+    """The shared state of a run.  ``start_zsched`` and ``keep_console`` are the supervisor's: the platform does
+    not know it.
+    """
 
     layout: Layout
     zonename: str

@@ -1,8 +1,8 @@
 """Takes back what a ledger lists, newest first.
 
-Every undo is idempotent and needs nothing but the op itself and the kernel, so that any process can finish what another one began.  All
-undos run; the failures are collected, never swallowed, and an op that could not be undone stays in the ledger.  Mounts need no
-undo: they live in M0 and go with it.
+Every undo is idempotent and needs nothing but the op itself and the kernel, so that any process can finish what
+another one began.  All undos run; the failures are collected, never swallowed, and an op that could not be
+undone stays in the ledger.  Mounts need no undo: they live in M0 and go with it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _move_link(op: plan.MoveLink, remains: Remains) -> None:
         _wait_for_link(op.name)
     except (OSError, ZoneError) as error:
         why = explain(error) if isinstance(error, OSError) else error.text
-        raise PlatformError("datalinks remain in zone after shutdown: {name} ({why})", name=op.name, why=why) from None
+        raise PlatformError(
+            "datalinks remain in zone after shutdown: {name} ({why})", name=op.name, why=why
+        ) from None
 
 
 def _wait_for_link(name: str) -> None:
@@ -62,7 +64,9 @@ def _wait_for_link(name: str) -> None:
     while not netlink.link_exists(name):
         if time.monotonic() > deadline:
             raise PlatformError("it has not come back within {seconds:g} seconds", seconds=LINK_RETURNS_S)
-        time.sleep(0.05)  # the kernel returns links of a dead namespace in its own time, and tells only netlink
+        time.sleep(
+            0.05
+        )  # the kernel returns links of a dead namespace in its own time, and tells only netlink
 
 
 def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:
@@ -105,5 +109,7 @@ def _undo(items: list[tuple[int, plan.Op]], ledger: Ledger, remains: Remains) ->
         except ZoneError as error:
             failures.append(error)
         except OSError as error:
-            failures.append(PlatformError("cannot undo {what}: {why}", what=op.describe(), why=explain(error)))
+            failures.append(
+                PlatformError("cannot undo {what}: {why}", what=op.describe(), why=explain(error))
+            )
     return failures

@@ -144,7 +144,10 @@ class Draft:
         if inline is not None and not single:
             self._rewrite(inline, lambda table: _put(table, (kind, len(table[kind])), dict(values)))
             return
-        block = [f"[{kind}]" if single else f"[[{kind}]]", *(_statement(key, item) for key, item in values.items())]
+        block = [
+            f"[{kind}]" if single else f"[[{kind}]]",
+            *(_statement(key, item) for key, item in values.items()),
+        ]
         self._insert_block(present, kind, block)
 
     def remove(self, kind: str, index: int | None) -> None:
@@ -236,7 +239,9 @@ class Draft:
 
 def _sets(found: Statement, path: KeyPath) -> bool:
     """Whether the statement writes (a part of) the table at ``path``."""
-    return not found.is_header and any(path[: len(key)] == key or key[: len(path)] == path for key in found.keys)
+    return not found.is_header and any(
+        path[: len(key)] == key or key[: len(path)] == path for key in found.keys
+    )
 
 
 def _before_tables(lines: list[str], present: list[Statement]) -> int:
@@ -348,7 +353,9 @@ def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]
     routers: list[str] = []
     for text in settings.load(layout).bridge_address:
         router = ipaddress.ip_interface(text)
-        free = next((host for host in router.network.hosts() if host != router.ip and host not in taken), None)
+        free = next(
+            (host for host in router.network.hosts() if host != router.ip and host not in taken), None
+        )
         if free is None:
             raise ConfigError("no address is left in {network}", network=router.network)
         found.append(f"{free}/{router.network.prefixlen}")

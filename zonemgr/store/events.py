@@ -43,7 +43,9 @@ def publish(layout: Layout, record: Mapping[str, Any], *, limit_bytes: int = LIM
     try:
         _append(layout, line, limit_bytes)
     except OSError as error:
-        raise PlatformError("cannot write {path}: {why}", path=events_path(layout), why=error.strerror) from error
+        raise PlatformError(
+            "cannot write {path}: {why}", path=events_path(layout), why=error.strerror
+        ) from error
 
 
 def publish_best_effort(layout: Layout, record: Mapping[str, Any]) -> None:
@@ -137,7 +139,9 @@ class Follower:
         self._rest = b""
 
 
-def follow(layout: Layout, *, from_start: bool = False, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+def follow(
+    layout: Layout, *, from_start: bool = False, timeout_s: float | None = None
+) -> Iterator[dict[str, Any]]:
     """Events as they happen, for ever (or until nothing happened for ``timeout_s``)."""
     from zonemgr.linux.inotify import Inotify
 

@@ -1,8 +1,9 @@
 """The ledger: what was done to the host for one zone, written before it is done.
 
-One JSON line an entry, appended, in ``/run/zonemgr/zones/NAME/ledger.jsonl``: ``{"n": 3, "op": {...}}`` before the op acts and
-``{"undone": 3}`` after it was undone.  /run does not outlive the host, and neither does what the ledger lists, so
-nothing is synced.  A torn last line (the writer was killed in the middle of it) is an op that never acted.
+One JSON line an entry, appended, in ``/run/zonemgr/zones/NAME/ledger.jsonl``: ``{"n": 3, "op": {...}}`` before
+the op acts and ``{"undone": 3}`` after it was undone.  /run does not outlive the host, and neither does what
+the ledger lists, so nothing is synced.  A torn last line (the writer was killed in the middle of it) is an op
+that never acted.
 """
 
 from __future__ import annotations

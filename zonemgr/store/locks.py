@@ -49,7 +49,9 @@ class FileLock:
                 os.close(fd)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     return False
-                raise PlatformError("cannot lock {path}: {why}", path=self.path, why=error.strerror) from error
+                raise PlatformError(
+                    "cannot lock {path}: {why}", path=self.path, why=error.strerror
+                ) from error
             except BaseException:
                 os.close(fd)
                 raise

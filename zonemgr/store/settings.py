@@ -47,7 +47,10 @@ CHECKS: Final[Mapping[str, Check]] = {
 
 def load(layout: Layout) -> Settings:
     """The settings; a missing file is all defaults.  Raises ConfigError with file, line and key."""
-    values: dict[str, object] = {"bridge": "zbr0" + layout.suffix, "bridge_address": default_addresses(layout)}
+    values: dict[str, object] = {
+        "bridge": "zbr0" + layout.suffix,
+        "bridge_address": default_addresses(layout),
+    }
     found = toml.read(layout.settings)
     if found is not None:
         table, lines = found
@@ -75,4 +78,7 @@ def default_addresses(layout: Layout) -> tuple[str, ...]:
     if not layout.suffix:
         return ("10.91.0.1/24", "fd91::1/64")
     digest = zlib.crc32(os.fsencode(layout.root), 1).to_bytes(4, "little")
-    return (f"10.{92 + digest[0] % 128}.{digest[1]}.1/24", f"fd91:{digest[:2].hex()}:{digest[2:].hex()}::1/64")
+    return (
+        f"10.{92 + digest[0] % 128}.{digest[1]}.1/24",
+        f"fd91:{digest[:2].hex()}:{digest[2:].hex()}::1/64",
+    )

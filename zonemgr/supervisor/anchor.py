@@ -95,7 +95,9 @@ class StubError(PlatformError):
         code = answer.get("errno") or 0
         ended = "process 1 ended" if answer.get("exit") else "no answer"
         super().__init__(
-            "{stage}: {why}", stage=answer["stage"], why=os.strerror(code) if code else answer.get("text") or ended
+            "{stage}: {why}",
+            stage=answer["stage"],
+            why=os.strerror(code) if code else answer.get("text") or ended,
         )
         self.stage = str(answer["stage"])
         self.errno = code

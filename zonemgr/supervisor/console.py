@@ -1,12 +1,15 @@
 """The zone's console: one session a supervisor, one client, a ring log (reference section 5, design section 9).
 
-Client, log and socket survive halt and reboot; each boot brings a new pty.  The socket takes two kinds of lines:
+Client, log and socket survive halt and reboot; each boot brings a new pty.  The socket takes two kinds of
+lines:
 
-* ``IDENT <pid> <locale> <0|1>``: be the client (1: disconnect when the zone halts); answered with ``OK``, or with the pid of
-  the client there is, and then bytes in both directions;
-* ``WINSIZE <pid> <rows> <columns>``: the window of the client with this pid has that size now; answered by closing.
+* ``IDENT <pid> <locale> <0|1>``: be the client (1: disconnect when the zone halts); answered with ``OK``, or
+  with the pid of the client there is, and then bytes in both directions;
+* ``WINSIZE <pid> <rows> <columns>``: the window of the client with this pid has that size now; answered by
+  closing.
 
-Nothing here waits: a client that does not read loses its connection once 256 KiB wait for it; the zone never blocks.
+Nothing here waits: a client that does not read loses its connection once 256 KiB wait for it; the zone never
+blocks.
 """
 
 from __future__ import annotations

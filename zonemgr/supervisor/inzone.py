@@ -83,7 +83,9 @@ def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: 
         ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
         if not ready:
             process.pidfd_signal(pid_fd, signal.SIGKILL)
-            raise PlatformError("the command in the zone did not end within {seconds:g} seconds", seconds=deadline_s)
+            raise PlatformError(
+                "the command in the zone did not end within {seconds:g} seconds", seconds=deadline_s
+            )
         ended = pid_fd in ready
         data = _read(read_fd) if open_pipe else None
         if data == b"":

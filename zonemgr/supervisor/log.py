@@ -1,4 +1,6 @@
-"""What nobody waits for goes here: to syslog, and to ``supervisor.log`` beside the console's log (hosts without syslogd exist)."""
+"""What nobody waits for goes here: to syslog, and to ``supervisor.log`` beside the console's log (hosts without
+syslogd exist).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def error(text: str) -> None:
     for line in text.splitlines():
         syslog.syslog(syslog.LOG_ERR, _prefix + line)
     if _place is not None:
-        _append(_place, "".join(f"{time.strftime('%F %T')} [{os.getpid()}] {line}\n" for line in text.splitlines()))
+        _append(
+            _place,
+            "".join(f"{time.strftime('%F %T')} [{os.getpid()}] {line}\n" for line in text.splitlines()),
+        )
 
 
 def _append(path: Path, text: str) -> None:

@@ -1,10 +1,11 @@
-"""One-shot programs that need the platform: ``plan`` (what a verb would do) and ``fsck`` (records against the kernel)."""
+"""One-shot programs that need the platform: ``plan`` (what a verb would do) and ``fsck`` (records against the
+kernel).
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 
 from zonemgr.brandkit import loader
@@ -60,7 +61,9 @@ def _plan(layout: Layout, verb: str, zonename: str) -> plans.Plan:
     if verb in ("halt", "unmount"):
         pending = Ledger(layout.zone_run(zonename) / "ledger.jsonl").pending()
         return plans.Plan(zonename, tuple(_Undone(plans.from_json(table).describe()) for _, table in pending))
-    raise UsageError("there is no plan for '{verb}': use ready, boot, reboot, mount, halt or unmount", verb=verb)
+    raise UsageError(
+        "there is no plan for '{verb}': use ready, boot, reboot, mount, halt or unmount", verb=verb
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ class Finding:
 
 
 def fsck(layout: Layout, *, host: bool, as_json: bool) -> int:
-    """Reconcile every zone's records with the kernel; with ``host`` also what zones share.  Removes only what a ledger lists."""
+    """Reconcile every zone's records with the kernel; with ``host`` also what zones share.  Removes only what a
+    ledger lists.
+    """
     findings: list[Finding] = []
     for zonename in _names(layout):
         findings += _check_zone(layout, zonename)
@@ -133,7 +138,11 @@ def _check_zone(layout: Layout, zonename: str) -> list[Finding]:
         ledger = Ledger(layout.zone_run(zonename) / "ledger.jsonl")
         state = living_state(instance) if instance else None
         if state in (State.READY, State.RUNNING, State.MOUNTED):
-            return [] if ledger.pending() else [Finding(zonename, f"{state.label} without a ledger", "nothing done")]
+            return (
+                []
+                if ledger.pending()
+                else [Finding(zonename, f"{state.label} without a ledger", "nothing done")]
+            )
         if instance is None and not ledger.pending():
             return _leftover_cgroup(layout, zonename)
         return [_take_back(layout, zonename, instance, ledger)]
@@ -188,5 +197,3 @@ def _check_host(layout: Layout) -> list[Finding]:
             table["bridges"].remove(name)
         write_json(path, table)
         return findings
-
-

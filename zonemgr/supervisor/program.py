@@ -84,8 +84,8 @@ class Starter:
 def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
     """Start up in the order of reference 4.2, then be the supervisor.
 
-    The caller waits on the ready descriptor; this process ends as soon as the supervisor proper, its child in a cgroup of our
-    own, exists.  Callable after a fork as well as after an exec.
+    The caller waits on the ready descriptor; this process ends as soon as the supervisor proper, its child in a
+    cgroup of our own, exists.  Callable after a fork as well as after an exec.
     """
     starter = Starter(ready_fd)
     try:
@@ -138,7 +138,7 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
         process.set_title(f"zone-supervisor {zonename}")
         supervisors.leave_v1()
         status = _supervise(layout, zonename, starter)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last one who can tell anybody
         import traceback
 
         log.error(traceback.format_exc())
@@ -179,9 +179,7 @@ def _kill_leftover_work(layout: Layout, zonename: str) -> None:
     cgroup = ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename)
     cgroup.kill(Part.WORK)
     if not cgroup.wait_empty(Part.WORK, 30.0):
-        raise ZoneError(
-            "an interrupted transition is stuck: {who}", who="; ".join(cgroup.stuck(Part.WORK))
-        )
+        raise ZoneError("an interrupted transition is stuck: {who}", who="; ".join(cgroup.stuck(Part.WORK)))
 
 
 def _warn(layout: Layout, zonename: str, starter: Starter) -> None:
@@ -204,7 +202,10 @@ def _leave_cgroup(layout: Layout, zonename: str) -> None:
     """The last supervisor of an instance leaves no folder behind."""
     try:
         supervisors.leave("zonemgr" + layout.suffix, detect())
-        if instances.read(layout, zonename) is None and not (layout.zone_run(zonename) / "ledger.jsonl").exists():
+        if (
+            instances.read(layout, zonename) is None
+            and not (layout.zone_run(zonename) / "ledger.jsonl").exists()
+        ):
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
             _remove_folder(layout.zone_run(zonename))

@@ -1,9 +1,9 @@
 """The supervisor of one zone (the reference's zoneadmd, sections 1.4, 4 and 5).
 
-Four jobs: it takes requests at the door and runs them one at a time, each in a worker; it serves the console; it hears
-from zsched how init ended; it publishes what happens.  The chief constraint: it may be killed at any moment and the zone
-runs on, so everything that matters is in the kernel, in zsched, in the instance record and in the ledger, and nothing here is more
-than a way to get at them.  It never blocks, for nobody.
+Four jobs: it takes requests at the door and runs them one at a time, each in a worker; it serves the console;
+it hears from zsched how init ended; it publishes what happens.  The chief constraint: it may be killed at any
+moment and the zone runs on, so everything that matters is in the kernel, in zsched, in the instance record and
+in the ledger, and nothing here is more than a way to get at them.  It never blocks, for nobody.
 """
 
 from __future__ import annotations
@@ -48,7 +48,14 @@ QUICK_S: Final = 10.0  # a reboot this soon after its boot is counted as part of
 FREE_REBOOTS: Final = 3  # quick reboots before the brake sets in
 BRAKE_MAX_S: Final = 60.0
 
-_BRINGS_UP = {Command.READY, Command.BOOT, Command.FORCEBOOT, Command.REBOOT, Command.MOUNT, Command.FORCEMOUNT}
+_BRINGS_UP = {
+    Command.READY,
+    Command.BOOT,
+    Command.FORCEBOOT,
+    Command.REBOOT,
+    Command.MOUNT,
+    Command.FORCEMOUNT,
+}
 
 
 @dataclass
@@ -95,7 +102,9 @@ class Supervisor:
         self.leaving = False
         self.ended: dict[int, tuple[int, int]] = {}
         self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.console = Console(self.loop, self.run_fd, ConsoleLog(layout.zone_log(zonename)), self._after_client)
+        self.console = Console(
+            self.loop, self.run_fd, ConsoleLog(layout.zone_log(zonename)), self._after_client
+        )
         self.door: Listener | None = None
         self.introspection = Introspection("zonemgr", __version__, (INTERFACE,))
 
@@ -269,11 +278,15 @@ class Supervisor:
     # -- init's end: the upcalls ----------------------------------------------------------------------------
 
     def _init_ended(self, generation: str, ended: dict[str, int]) -> None:
-        """reboot(2) in the zone shows as HUP (restart) or INT (halt); all else is the death of init, which halts the zone."""
+        """reboot(2) in the zone shows as HUP (restart) or INT (halt); all else is the death of init, which
+        halts the zone.
+        """
         killed = ended["code"] in (os.CLD_KILLED, os.CLD_DUMPED)
         command = Command.REBOOT if killed and ended["status"] == signal.SIGHUP else Command.HALT
         how = {signal.SIGHUP: "reboot", signal.SIGINT: "halt"}.get(ended["status"]) if killed else None  # type: ignore[call-overload]
-        text = how or (f"killed by signal {ended['status']}" if killed else f"exited with status {ended['status']}")
+        text = how or (
+            f"killed by signal {ended['status']}" if killed else f"exited with status {ended['status']}"
+        )
         events.publish(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
         request = Request(command, generation=generation)
         delay_s = self._brake() if command is Command.REBOOT else 0.0
@@ -307,7 +320,9 @@ class Supervisor:
 
     def _watch_peer(self, peer: Peer) -> None:
         if not peer.closed:
-            self.loop.watch(peer.fileno(), lambda events: self._peer_ready(peer, descriptor, events), peer.events)
+            self.loop.watch(
+                peer.fileno(), lambda events: self._peer_ready(peer, descriptor, events), peer.events
+            )
             descriptor = peer.fileno()
 
     def _peer_ready(self, peer: Peer, descriptor: int, poll_events: int) -> None:
@@ -340,7 +355,13 @@ class Supervisor:
         elif method == "Monitor":
             self._monitor(call)
         elif method == "Apply":
-            call.error(REFUSED, {"code": Exit.ERROR, "messages": ["a change of a running zone takes effect at its next boot"]})
+            call.error(
+                REFUSED,
+                {
+                    "code": Exit.ERROR,
+                    "messages": ["a change of a running zone takes effect at its next boot"],
+                },
+            )
         else:
             self._request(call, method)
 
@@ -451,7 +472,9 @@ class Supervisor:
         """Fork a worker for the request."""
         limits = settings.load(self.layout)
         frozen = snapshot.load(self.layout, self.zonename)
-        brand = loader.load(frozen.brand if frozen else zones.load(self.layout, self.zonename).brand, self.layout)
+        brand = loader.load(
+            frozen.brand if frozen else zones.load(self.layout, self.zonename).brand, self.layout
+        )
         instance = instances.read(self.layout, self.zonename)
         transition = Transition(
             layout=self.layout,
@@ -574,7 +597,9 @@ class Supervisor:
         if request.command is None:  # the recovery itself was killed: the next command tries again
             self._finish(request, False, request.messages)
             return
-        request.messages.append(request.failure or "the transition was interrupted; what it had done is taken back")
+        request.messages.append(
+            request.failure or "the transition was interrupted; what it had done is taken back"
+        )
         self._work_cgroup_kill()
         state = self._state()
         instance = instances.read(self.layout, self.zonename)
@@ -625,7 +650,9 @@ class Supervisor:
         if self.shutting_timer is not None:
             self.shutting_timer.cancel()
         if request is not None:
-            self._finish(request, ok, request.messages if ok else [*request.messages, "unable to shutdown zone"])
+            self._finish(
+                request, ok, request.messages if ok else [*request.messages, "unable to shutdown zone"]
+            )
 
     def _after_client(self) -> None:
         self.asked = True

@@ -1,15 +1,15 @@
-"""The steps of a transition, one function each: what zone_ready, zone_bootup and zone_halt are to the reference (section 2).
+"""The steps of a transition, one function each: what zone_ready, zone_bootup and zone_halt are to the reference
+(section 2).
 
-All of this runs in a worker: a process that is forked for one transition, may block, and reports to the supervisor through its
-``Reporter``.  A step returns normally when it worked and raises when it did not; hooks get the names of the state at the
-request's arrival and of the command, as the reference's table has them.
+All of this runs in a worker: a process that is forked for one transition, may block, and reports to the
+supervisor through its ``Reporter``.  A step returns normally when it worked and raises when it did not; hooks
+get the names of the state at the request's arrival and of the command, as the reference's table has them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-
 import signal
 import time
 from collections.abc import Callable
@@ -104,7 +104,11 @@ def _hook(transition: Transition, name: str, call: Callable[[], int | None]) -> 
     if not transition.brand.overrides(name):
         return
     status = hooks.run_hook(
-        call, name=name, zonename=transition.zonename, deadline_s=transition.settings.hook_s, say=transition.say
+        call,
+        name=name,
+        zonename=transition.zonename,
+        deadline_s=transition.settings.hook_s,
+        say=transition.say,
     )
     if status != 0:
         raise HookFailed("{name} failed", name=name)
@@ -192,7 +196,11 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
 
 def _verify(transition: Transition, zone: Zone) -> None:
     verify.verify_zone(
-        transition.layout, zone, zones.read_entry(transition.layout, transition.zonename), "ready", transition.say
+        transition.layout,
+        zone,
+        zones.read_entry(transition.layout, transition.zonename),
+        "ready",
+        transition.say,
     )
 
 
@@ -400,7 +408,9 @@ def _in_zone_mounts(
         uid_base=instance.uid_base,
         uuid="",
     )
-    ops = [op for op in compose.compose_boot(entry_subject, init, arguments) if not isinstance(op, plan.ExecInit)]
+    ops = [
+        op for op in compose.compose_boot(entry_subject, init, arguments) if not isinstance(op, plan.ExecInit)
+    ]
     if not ops:
         return
     with runner.inside(stage):
@@ -426,7 +436,9 @@ def _check_init(stage: Stage, root: str, init: str) -> None:
             mode = os.fstat(init_fd).st_mode
             os.close(init_fd)
         except OSError as error:
-            raise PlatformError("could not stat {path}: {why}", path=root + init, why=error.strerror) from None
+            raise PlatformError(
+                "could not stat {path}: {why}", path=root + init, why=error.strerror
+            ) from None
         finally:
             os.close(root_fd)
     if not stat.S_ISREG(mode) or not mode & 0o100:
@@ -462,7 +474,9 @@ def _exec(
         anchor.stub(message_, (slave_fd,), program)
     except StubError as error:
         if error.stage == "exec" and error.errno:
-            raise PlatformError("unable to boot zone: {init}: {why}", init=init, why=os.strerror(error.errno)) from None
+            raise PlatformError(
+                "unable to boot zone: {init}: {why}", init=init, why=os.strerror(error.errno)
+            ) from None
         raise PlatformError("unable to boot zone: {why}", why=error.text) from None
 
 
@@ -482,7 +496,9 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
 
 
 def teardown(transition: Transition) -> None:
-    """vplat_teardown, in the reference's order (3.5).  Every part may be run again; the first real obstacle ends it."""
+    """vplat_teardown, in the reference's order (3.5).  Every part may be run again; the first real obstacle
+    ends it.
+    """
     layout, zonename = transition.layout, transition.zonename
     instance = instances.read(layout, zonename)
     ledger = transition.ledger

@@ -1,9 +1,10 @@
 """Process 1 of a zone while it is parked, and its last steps before it becomes the brand's init.
 
-The stub is born by ``clone3`` into all of the zone's namespaces but the mount namespace, with its program already in memory, and
-obeys one message after the other on its only channel.  It runs as root of the zone, so it imports nothing, looks nothing up and
-opens nothing by name that the zone could have planted, except the init that it execs.  When its channel ends it waits for
-ever: it never runs on by itself (the zone's teardown kills it).
+The stub is born by ``clone3`` into all of the zone's namespaces but the mount namespace, with its program
+already in memory, and obeys one message after the other on its only channel.  It runs as root of the zone, so
+it imports nothing, looks nothing up and opens nothing by name that the zone could have planted, except the init
+that it execs.  When its channel ends it waits for ever: it never runs on by itself (the zone's teardown kills
+it).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def run(channel: socket.socket) -> None:
             answer = _OBEY[head["op"]](head, fds, tail, channel)
         except StageError as failure:
             answer = {"stage": failure.stage, "errno": failure.error.errno}
-        except Exception as failure:  # a bug of ours must reach somebody: nobody else can report it
+        except Exception as failure:  # noqa: BLE001 - a bug of ours must reach somebody
             answer = {"stage": head["op"], "errno": getattr(failure, "errno", 0), "text": repr(failure)}
         packets.close_all(fds)
         packets.send(channel, answer)
@@ -82,7 +83,9 @@ def _identity(head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: soc
 
 
 def _seal(_head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: socket.socket) -> dict[str, Any]:
-    """Take an own copy of the finished mount tree: every mount arrives locked, as a slave of the tree that zsched holds."""
+    """Take an own copy of the finished mount tree: every mount arrives locked, as a slave of the tree that
+    zsched holds.
+    """
     namespaces.unshare(namespaces.NEWNS)
     os.chdir("/")
     return {"ok": True}

@@ -1,8 +1,8 @@
 """Workers: one forked process a transition, which may block while the supervisor serves on.
 
-The worker lives with its hooks in the zone's ``work`` cgroup and dies with its supervisor.  It speaks packets: ``say`` (a line
-for the requester), ``notice`` (for the console), ``console`` (zsched holds a new pty), and last ``done``.  One that ends
-without ``done`` has crashed, and what it did is taken back from the ledger by another.
+The worker lives with its hooks in the zone's ``work`` cgroup and dies with its supervisor.  It speaks packets:
+``say`` (a line for the requester), ``notice`` (for the console), ``console`` (zsched holds a new pty), and last
+``done``.  One that ends without ``done`` has crashed, and what it did is taken back from the ledger by another.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Worker:
         self.sock.close()
 
 
-def start(transition: Transition, job: Callable[[Transition, Reporter], bool], drop: Callable[[], None]) -> Worker:
+def start(
+    transition: Transition, job: Callable[[Transition, Reporter], bool], drop: Callable[[], None]
+) -> Worker:
     """Fork a worker for a job.  ``drop`` runs first in the child: it lets go of what only the supervisor may hold."""
     ours, theirs = packets.pair()
     transition.cgroup.create_work()
@@ -72,7 +74,9 @@ class Reporter:
         packets.send(self._sock, {"notice": notice.name, "arguments": arguments})
 
     def console_ready(self) -> None:
-        """Tell the supervisor of the new pty, and wait until it has taken it: nothing that the zone prints may precede that."""
+        """Tell the supervisor of the new pty, and wait until it has taken it: nothing that the zone prints may
+        precede that.
+        """
         packets.send(self._sock, {"console": True})
         packets.receive(self._sock)
 
@@ -106,7 +110,7 @@ def _be_worker(
         except ZoneError as error:
             _explain(transition, error)
             ok = False
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug of ours becomes a failed transition
             import traceback
 
             text = traceback.format_exc()
@@ -142,7 +146,9 @@ def procedure_job(procedure: Procedure) -> Callable[[Transition, Reporter], bool
 def perform(transition: Transition, procedure: Procedure) -> bool:
     """Run the steps of a procedure with its notices, recovery and audit.  True when all steps worked."""
     if procedure.begins is not None:
-        shown = transition.arguments if transition.state.active else ""  # the reference shows none before ready
+        shown = (
+            transition.arguments if transition.state.active else ""
+        )  # the reference shows none before ready
         transition.notice(procedure.begins, shown if procedure.accepts_arguments else "")
     failed: Step | None = None
     for step in procedure.steps:
@@ -199,7 +205,9 @@ def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneE
 
 
 def recover(transition: Transition, _reporter: Reporter) -> bool:
-    """Take back what an interrupted transition left, whoever began it; the zone ends installed (or stuck, with its name)."""
+    """Take back what an interrupted transition left, whoever began it; the zone ends installed (or stuck, with
+    its name).
+    """
     transition.cgroup.kill(Part.PAYLOAD)
     transition.recovering = True
     instance = instances.read(transition.layout, transition.zonename)

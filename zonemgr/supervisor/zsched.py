@@ -1,22 +1,24 @@
 """zsched: the anchor of a ready zone, the smallest program that can be the parent of its init.
 
-Only a parent can wait for a process, and the console's pty master must outlive a killed supervisor.  zsched is the
-process that does both, and nothing else: it makes the zone's first mount namespace (M0) and process 1, holds the descriptors of
-what must stay, records how init ended, and hands all of it to whichever supervisor connects.  It stays in the host's namespaces
-and out of the zone's cgroup; it runs no hooks, reads no configuration, and keeps no timers.
+Only a parent can wait for a process, and the console's pty master must outlive a killed supervisor.  zsched is
+the process that does both, and nothing else: it makes the zone's first mount namespace (M0) and process 1,
+holds the descriptors of what must stay, records how init ended, and hands all of it to whichever supervisor
+connects.  It stays in the host's namespaces and out of the zone's cgroup; it runs no hooks, reads no
+configuration, and keeps no timers.
 
-The protocol (``wire.packets`` on the socket ``zsched`` in the zone's 0700 run folder) has a version and only ever grows, so
-that any newer supervisor adopts any older zsched:
+The protocol (``wire.packets`` on the socket ``zsched`` in the zone's 0700 run folder) has a version and only
+ever grows, so that any newer supervisor adopts any older zsched:
 
 * ``hello``    -> version, generation, pid of init, how it ended if it did; descriptors by name
-* ``attach``   -> the caller is the supervisor now; the answer carries the console's ring; from here the caller reads the master
+* ``attach``   -> the caller is the supervisor now; the answer carries the console's ring; from here the caller
+  reads the master
 * ``console``  -> keep this pty (descriptors master, slave)
 * ``stub``     -> pass one message to the parked process 1 and return its answer
 * ``commit``   -> the platform is complete: live on when the creator goes
 * ``quit``     -> kill init if it lives, and leave
 
-While nobody is attached zsched drains the console into a 64 KiB ring (a full pty would block the zone), and when init ends
-then, it starts a successor of the supervisor.
+While nobody is attached zsched drains the console into a 64 KiB ring (a full pty would block the zone), and
+when init ends then, it starts a successor of the supervisor.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from zonemgr.linux import mounts, namespaces, process
 from zonemgr.supervisor import stub
@@ -65,8 +67,8 @@ class Zsched:
     def give_birth(self, payload_fd: int, privileged: bool) -> None:
         """Make M0 with host credentials, then process 1 in all other namespaces, born into the zone's cgroup.
 
-        The order is what keeps the host safe: M0 belongs to the host's user namespace, so what the worker mounts there
-        reaches the zone locked.
+        The order is what keeps the host safe: M0 belongs to the host's user namespace, so what the worker
+        mounts there reaches the zone locked.
         """
         home_fd = namespaces.open_ns("self", "mnt")
         namespaces.unshare(namespaces.NEWNS)
@@ -185,7 +187,9 @@ class Zsched:
         if answer is None:
             self._reap()
             ended = self.exit is not None
-            packets.send(client, {"stage": "exec", "errno": 0, "exit": self.exit} if ended else {"booted": True})
+            packets.send(
+                client, {"stage": "exec", "errno": 0, "exit": self.exit} if ended else {"booted": True}
+            )
             if ended:
                 self._announce_exit()
             return
@@ -204,7 +208,7 @@ class Zsched:
         if client in self.clients:
             packets.send(client, {"ok": True})
 
-    _VERBS: dict[str, Callable[..., None]] = {
+    _VERBS: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": _hello,
         "attach": _attach,
         "console": _console,
@@ -247,7 +251,9 @@ class Zsched:
         del self.ring[:-RING_BYTES]
 
     def _start_successor(self) -> None:
-        """Nobody would notice that init ended: start a supervisor that does.  A grandchild, so that nothing waits for it."""
+        """Nobody would notice that init ended: start a supervisor that does.  A grandchild, so that nothing
+        waits for it.
+        """
         if not self.successor:
             return
         pid = process.fork()

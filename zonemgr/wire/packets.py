@@ -1,7 +1,8 @@
-"""Private packets between a supervisor, its worker and zsched: one JSON head, raw bytes behind it, and file descriptors.
+"""Private packets between a supervisor, its worker and zsched: one JSON head, raw bytes behind it, and file
+descriptors.
 
-SOCK_SEQPACKET keeps the boundaries, so there is no framing to get wrong.  Not for strangers: both ends are ours and root's (the
-sockets are inherited or lie in a 0700 folder); the public door speaks varlink.
+SOCK_SEQPACKET keeps the boundaries, so there is no framing to get wrong.  Not for strangers: both ends are ours
+and root's (the sockets are inherited or lie in a 0700 folder); the public door speaks varlink.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ def send(sock: socket.socket, head: dict[str, Any], fds: Iterable[int] = (), tai
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int], bytes] | None:
-    """Receive one packet: head, descriptors (close-on-exec), tail.  None at end of file; TimeoutError by the socket's time-out."""
-    data, ancillary, _flags, _address = sock.recvmsg(PACKET_MAX, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
+    """Receive one packet: head, descriptors (close-on-exec), tail.  None at end of file; TimeoutError by the
+    socket's time-out.
+    """
+    data, ancillary, _flags, _address = sock.recvmsg(
+        PACKET_MAX, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+    )
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

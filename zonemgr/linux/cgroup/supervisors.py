@@ -1,7 +1,7 @@
 """The cgroup of an instance's supervisors: away from whoever started them, and from the zones.
 
-A supervisor is born into ``<cgroup2>/<base>/_supervisors`` (a name no zone can have), and the last one that leaves takes the
-folder with it.
+A supervisor is born into ``<cgroup2>/<base>/_supervisors`` (a name no zone can have), and the last one that
+leaves takes the folder with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def open_folder(hierarchy: Hierarchy, base: str) -> int:
 
 
 def leave_v1() -> None:
-    """Leave the caller's v1 cgroups for their roots, where it is in others; through ``tasks``, which costs nothing."""
+    """Leave the caller's v1 cgroups for their roots, where it is in others; through ``tasks``, which costs
+    nothing.
+    """
     mounts = detect().controllers
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)

@@ -91,7 +91,9 @@ class ZoneCgroup:
         _make_anew(self.part_path(Part.WORK))
 
     def delegate(self, uid: int, gid: int | None = None) -> None:
-        """Give ``payload`` to the zone's root: it may make folders and move its processes there, not lift its limits."""
+        """Give ``payload`` to the zone's root: it may make folders and move its processes there, not lift its
+        limits.
+        """
         folder = self.part_path(Part.PAYLOAD)
         os.chown(folder, uid, uid if gid is None else gid)
         for filename in _delegated_files():
@@ -147,7 +149,9 @@ class ZoneCgroup:
                 continue
 
     def enable(self, controller: str) -> bool:
-        """Hand one cgroup2 controller down to the leaves.  False: this cgroup2 tree does not have it.  Raises OSError."""
+        """Hand one cgroup2 controller down to the leaves.  False: this cgroup2 tree does not have it.  Raises
+        OSError.
+        """
         root = self.hierarchy.unified()
         if controller not in (root / "cgroup.controllers").read_text().split():
             return False
@@ -179,7 +183,9 @@ class ZoneCgroup:
             raise _cannot("open", folder, error) from error
 
     def join(self, part: str, pid: int = 0) -> None:
-        """Move a process (0: the caller) into a leaf.  Costs some 10 ms on an idle host: prefer clone3 with the fd."""
+        """Move a process (0: the caller) into a leaf.  Costs some 10 ms on an idle host: prefer clone3 with the
+        fd.
+        """
         folder = self.part_path(part)
         try:
             write_file(folder / "cgroup.procs", str(pid))
@@ -296,8 +302,9 @@ def _make(folder: Path) -> None:
 def _make_anew(folder: Path) -> None:
     """Make a leaf, in place of an empty one that is there.
 
-    Since Linux 6.14 a child that clone3 puts into a folder on which cgroup.kill was ever used is killed at birth: the kernel
-    compares the folder's count of kills with that of the folder which the parent is in.  A new folder counts from zero.
+    Since Linux 6.14 a child that clone3 puts into a folder on which cgroup.kill was ever used is killed at
+    birth: the kernel compares the folder's count of kills with that of the folder which the parent is in.  A
+    new folder counts from zero.
     """
     give_up = time.monotonic() + 2.0
     while folder.is_dir() and not _flag((folder / "cgroup.events").read_bytes(), "populated"):
@@ -315,7 +322,8 @@ def make_below_base(folder: Path) -> None:
     for attempt in range(100):
         try:
             _make(folder.parent)
-            return _make(folder)
+            _make(folder)
+            return
         except PlatformError as error:
             if (
                 not isinstance(error.__cause__, FileNotFoundError)
