@@ -128,7 +128,8 @@ class Bind(Op):
     """A host path bound into the zone.
 
     ``idmap`` is ``zone`` (ids on disk are the zone's own), ``none`` (bound unshifted: host owners show as nobody) or
-    ``UID:GID`` (that host owner appears as the zone's root).
+    ``UID:GID`` (that host owner appears as the zone's root).  ``within``: the folder that the special lies in and
+    below which nothing may be a link, because the zone could have planted it; empty: the special is the host's own.
     """
 
     kind: ClassVar[str] = "bind"
@@ -138,6 +139,7 @@ class Bind(Op):
     idmap: str = "zone"
     make: str = "dir"  # what to make when the mount point is missing: dir or file
     recursive: bool = False
+    within: str = ""
 
     def describe(self) -> str:
         options = f" ({','.join(self.options)})" if self.options else ""

@@ -173,7 +173,12 @@ def _platform_mount(subject: Subject, mount: PlatformMount, root: str) -> plan.O
         return plan.FileSystem(mount.type, special, mount.directory, mount.options)
     if mount.optional and not os.path.exists(special):
         return None
-    return plan.Bind(special, mount.directory, mount.options, make=mount.kind)
+    return plan.Bind(special, mount.directory, mount.options, make=mount.kind, within=_within(special, zone))
+
+
+def _within(special: str, zone: Zone) -> str:
+    """The zone's folder for what lies in it: below its root the zone itself may have made what the names lead to."""
+    return zone.zonepath if special.startswith(f"{zone.zonepath}/") else ""
 
 
 def fs_mount(fs: FsResource, zone: Zone) -> plan.Op:
@@ -189,8 +194,15 @@ def fs_mount(fs: FsResource, zone: Zone) -> plan.Op:
                 dir=fs.dir,
             )
         make = "file" if os.path.isfile(fs.special) else "dir"
+        # Without links from the host's root on: the folder above may be a zone's to write, by another resource.
         return plan.Bind(
-            fs.special, fs.dir, fs.options, idmap or "none", make, recursive="rbind" in fs.options
+            fs.special,
+            fs.dir,
+            fs.options,
+            idmap or "none",
+            make,
+            recursive="rbind" in fs.options,
+            within="/",
         )
     return plan.FileSystem(fs.type, fs.special, fs.dir, fs.options, fs.raw or "")
 
@@ -202,11 +214,12 @@ def _alternate_tree(subject: Subject) -> list[plan.Op]:
     UPDATE shows the host's system read-only.  Host folders other than /usr are bound unshifted: what only the
     host's root may read stays so.
     """
-    own = f"{subject.zone.zonepath}/root"
+    zonepath = subject.zone.zonepath
+    own = f"{zonepath}/root"
     ops: list[plan.Op] = [plan.ScratchRoot(subject.root, _host_links())]
     mounts = _kernel_mounts(subject.mode)
     mounts.append(("/dev", _device_tree(subject)))
-    mounts.append(("/a", plan.Bind(own, "/a")))
+    mounts.append(("/a", plan.Bind(own, "/a", within=zonepath)))
     mounts.append(("/usr", plan.Bind("/usr", "/usr", ("ro", "nosuid"))))
     for directory in _host_directories():
         mounts.append((directory, plan.Bind(directory, directory, ("ro", "nosuid"))))
@@ -215,7 +228,7 @@ def _alternate_tree(subject: Subject) -> list[plan.Op]:
             (directory, plan.FileSystem("tmpfs", "tmpfs", directory, ("nosuid", "nodev", "mode=1777")))
         )
     if subject.mode is Mode.SCRATCH:
-        mounts += [(d, plan.Bind(own + d, d)) for d in ("/etc", "/var")]
+        mounts += [(d, plan.Bind(own + d, d, within=zonepath)) for d in ("/etc", "/var")]
     else:
         read_only = ("ro", "nosuid", "nodev")
         mounts += [

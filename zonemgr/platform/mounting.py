@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
+import json
 import os
 import stat
 import struct
@@ -81,7 +83,7 @@ def attach(
 
 def root_tree(op: plan.RootTree, stage: Stage) -> None:
     """The zone's own root, ids mapped, mounted over itself in M0."""
-    tree_fd = mounts.open_tree(op.path)
+    tree_fd = mounts.open_tree(op.path, follow=False)
     try:
         _map_root(tree_fd, stage, op.path)
         mounts.set_attributes(tree_fd, set=mounts.ATTR_NODEV)
@@ -159,13 +161,13 @@ def bind(op: plan.Bind, stage: Stage) -> None:
     if rest:
         raise PlatformError("fs {dir}: unknown option '{option}'", dir=op.directory, option=next(iter(rest)))
     try:
-        tree_fd = mounts.open_tree(op.special, recursive=op.recursive)
+        tree_fd = _open_special(op)
     except OSError as error:
         raise PlatformError(
             "cannot bind '{special}' on '{directory}': {why}",
             special=op.special,
             directory=op.directory,
-            why=explain(error),
+            why=_why_not_opened(op, error),
         ) from None
     try:
         _map_bind(op, tree_fd, stage, flags)
@@ -173,6 +175,32 @@ def bind(op: plan.Bind, stage: Stage) -> None:
         attach(stage, tree_fd, "bind", op.special, op.directory, op.make)
     finally:
         os.close(tree_fd)
+
+
+def _open_special(op: plan.Bind) -> int:
+    """A detached copy of what is to be bound.  Where a zone can write, a link would lead to any folder of the host."""
+    if not op.within:
+        return mounts.open_tree(op.special, recursive=op.recursive)
+    special_fd = open_plainly(op.special, os.O_PATH, op.within)
+    try:
+        return mounts.open_tree("", dir_fd=special_fd, empty_path=True, recursive=op.recursive)
+    finally:
+        os.close(special_fd)
+
+
+def open_plainly(path: str, flags: int, within: str = "/") -> int:
+    """Open a path of the host below a trusted folder.  OSError (ELOOP) when a link is in the way."""
+    folder_fd = os.open(within, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return paths.open_beneath(folder_fd, path.removeprefix(within.rstrip("/")), flags)
+    finally:
+        os.close(folder_fd)
+
+
+def _why_not_opened(op: plan.Bind, error: OSError) -> str:
+    if error.errno == errno.ELOOP and op.within == "/":
+        return message("a symbolic link is in the way (name '{path}' itself)", path=os.path.realpath(op.special))
+    return explain(error)
 
 
 def _map_bind(op: plan.Bind, tree_fd: int, stage: Stage, flags: int) -> None:
@@ -241,19 +269,18 @@ def _check(op: plan.FileSystem) -> None:
     """fsck, checking only, when the resource names a raw device (reference, section 3.3)."""
     if not op.raw:
         return
-    import subprocess
-
+    program = f"fsck.{op.type}"
+    quiet = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)]
     try:
-        result = subprocess.run(
-            [f"fsck.{op.type}", "-n", op.raw], stdin=subprocess.DEVNULL, capture_output=True
-        )
+        pid = os.posix_spawnp(program, [program, "-n", op.raw], os.environ, file_actions=quiet)
     except FileNotFoundError:
         return
-    if result.returncode:
+    status = process.exit_status(os.waitpid(pid, 0)[1])
+    if status:
         raise PlatformError(
             "fsck of '{raw}' failed with exit status {status}; run fsck manually",
             raw=op.raw,
-            status=result.returncode,
+            status=status,
         )
 
 
@@ -266,7 +293,7 @@ def _block_device(special: str) -> tuple[str, int]:
     """The block device of a special: itself, or a loop device for a regular file (which clears itself at unmount)."""
     if not stat.S_ISREG(os.stat(special).st_mode):
         return special, -1
-    backing_fd = os.open(special, os.O_RDWR | os.O_CLOEXEC)
+    backing_fd = open_plainly(special, os.O_RDWR)
     control_fd = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _attempt in range(16):
@@ -311,8 +338,6 @@ def kernel_file_system(op: plan.KernelFileSystem, stage: Stage) -> None:
 
 def in_pid_namespace(init_pid: int, act: Callable[[], None]) -> None:
     """Run ``act`` in a child that is in the zone's pid namespace.  Its failure is raised here."""
-    import json
-
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     pid = process.fork()
     if pid == 0:
@@ -336,8 +361,6 @@ def in_pid_namespace(init_pid: int, act: Callable[[], None]) -> None:
 
 
 def _run_grandchild(act: Callable[[], None], write_fd: int) -> int:
-    import json
-
     pid = process.fork()
     if pid == 0:
         try:
@@ -391,8 +414,6 @@ def _make_folder(parent_fd: int, name: str, owner: int) -> None:
 
 
 def _device(dev_fd: int, pattern: str, stage: Stage) -> None:
-    import glob
-
     matches = glob.glob(pattern, root_dir="/dev") if any(c in pattern for c in "*?[") else [pattern]
     for name in matches:
         source = f"/dev/{name}"
@@ -410,6 +431,8 @@ def _device(dev_fd: int, pattern: str, stage: Stage) -> None:
         target_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             _show_as_own(tree_fd, stage)
+            # On a read-only mount a device can be used, but not have its mode or owner, the host's, changed.
+            mounts.set_attributes(tree_fd, set=mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
             mounts.move_mount(tree_fd, target_fd)
         finally:
             os.close(tree_fd)

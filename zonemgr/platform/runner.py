@@ -8,6 +8,7 @@ cgroup namespaces; consecutive ones share one visit.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -109,6 +110,17 @@ _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
 
 
 @contextmanager
+def without_imports() -> Iterator[None]:
+    """Refuse to load modules: once M0 is sealed its files are the zone's, and would run as root of the host."""
+    finders = sys.meta_path[:]
+    sys.meta_path.clear()
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = finders
+
+
+@contextmanager
 def inside(stage: Stage) -> Iterator[None]:
     """Visit M0 and the zone's namespaces with host credentials; the way home is kept open and taken whatever
     happens.
@@ -121,8 +133,9 @@ def inside(stage: Stage) -> Iterator[None]:
                 namespaces.setns(away_fd, _FLAGS[kind])
             finally:
                 os.close(away_fd)
-        namespaces.setns(stage.born.m0_fd, _FLAGS["mnt"])
-        yield
+        with without_imports():
+            namespaces.setns(stage.born.m0_fd, _FLAGS["mnt"])
+            yield
     finally:
         for kind, home_fd in home.items():
             namespaces.setns(home_fd, _FLAGS[kind])

@@ -47,16 +47,22 @@ CHECKS: Final[Mapping[str, Check]] = {
 
 def load(layout: Layout) -> Settings:
     """The settings; a missing file is all defaults.  Raises ConfigError with file, line and key."""
-    values: dict[str, object] = {
-        "bridge": "zbr0" + layout.suffix,
-        "bridge_address": default_addresses(layout),
-    }
+    values = _default_values(layout)
     found = toml.read(layout.settings)
     if found is not None:
         table, lines = found
         for key, given in table.items():
             values[key.replace("-", "_")] = _value(layout, lines, key, given)
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def defaults(layout: Layout) -> Settings:
+    """The settings of an instance without a file."""
+    return Settings(**_default_values(layout))  # type: ignore[arg-type]
+
+
+def _default_values(layout: Layout) -> dict[str, object]:
+    return {"bridge": "zbr0" + layout.suffix, "bridge_address": default_addresses(layout)}
 
 
 def _value(layout: Layout, lines: toml.Lines, key: str, given: object) -> object:

@@ -212,11 +212,14 @@ class Console:
             sock.close()
 
     def _identify(self, sock: socket.socket, pid: int, leave_on_halt: bool) -> None:
-        if self.client is not None:
-            sock.send(b"%d\n" % self.client.pid)
+        try:
+            sock.send(b"%d\n" % self.client.pid if self.client else b"OK\n")
+        except OSError:
             sock.close()
             return
-        sock.send(b"OK\n")
+        if self.client is not None:
+            sock.close()
+            return
         self.client = Client(sock, pid, leave_on_halt)
         self._watch_client()
 

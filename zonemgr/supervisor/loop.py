@@ -26,7 +26,8 @@ class Timer:
 class Loop:
     """Calls handlers with the poll events of their descriptors until ``stop``."""
 
-    def __init__(self) -> None:
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        self._complain = complain
         self._poll = select.poll()
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -76,10 +77,20 @@ class Loop:
             for descriptor, events in self._poll.poll(self._wait_ms()):
                 handler = self._handlers.get(descriptor)
                 if handler is not None:  # an earlier handler of this round may have forgotten it
-                    handler(events)
+                    self._guarded(descriptor, handler, events)
             self._fire()
             for call in self._idle:
                 call()
+
+    def _guarded(self, descriptor: int, handler: Handler, events: int) -> None:
+        """One connection's mishap ends that connection, not the supervisor."""
+        try:
+            handler(events)
+        except Exception:  # noqa: BLE001 - an impossible request is logged, never an abort
+            import traceback
+
+            self._complain(traceback.format_exc())
+            self.forget(descriptor)
 
     def stop(self) -> None:
         """Leave ``run`` after this round."""

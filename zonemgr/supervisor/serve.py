@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from zonemgr import __version__
-from zonemgr.brandkit import loader
-from zonemgr.errors import BrandError, Exit, ZoneError, message
+from zonemgr.errors import BrandError, ConfigError, Exit, ZoneError, message
 from zonemgr.linux import process
 from zonemgr.linux.cgroup import Part
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
-from zonemgr.store import events, files, settings, snapshot, zones
+from zonemgr.store import events, files, settings
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Phase
 from zonemgr.store.ledger import Ledger
@@ -44,6 +43,9 @@ INTERFACE: Final = "org.zonemgr.Zone"
 REFUSED: Final = f"{INTERFACE}.Refused"
 PROTOCOL: Final = 1
 IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
+MESSAGES_MAX: Final = (
+    1000  # lines that one request may produce; a hook that never stops must not fill our memory
+)
 QUICK_S: Final = 10.0  # a reboot this soon after its boot is counted as part of a loop
 FREE_REBOOTS: Final = 3  # quick reboots before the brake sets in
 BRAKE_MAX_S: Final = 60.0
@@ -84,7 +86,7 @@ class Supervisor:
         self.layout = layout
         self.zonename = zonename
         self.lock = lock
-        self.loop = Loop()
+        self.loop = Loop(log.error)
         self.queue: deque[Request] = deque()
         self.worker: Worker | None = None
         self.current: Request | None = None
@@ -95,6 +97,7 @@ class Supervisor:
         self.anchor: Anchor | None = None
         self.anchor_fds: dict[str, int] = {}
         self.generation = ""
+        self.quick_reboots = 0
         self.peers: set[Peer] = set()
         self.monitors: list[Call] = []
         self.follower: events.Follower | None = None
@@ -287,7 +290,10 @@ class Supervisor:
         text = how or (
             f"killed by signal {ended['status']}" if killed else f"exited with status {ended['status']}"
         )
-        events.publish(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
+        instance = instances.read(self.layout, self.zonename)
+        if instance is None or instance.phase is Phase.HALTING:
+            return  # our own halt killed it, or finds it dead
+        events.publish_best_effort(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
         request = Request(command, generation=generation)
         delay_s = self._brake() if command is Command.REBOOT else 0.0
         if delay_s:
@@ -302,7 +308,7 @@ class Supervisor:
         if instance is None:
             return 0.0
         quick = instance.quick_reboots + 1 if time.monotonic() - instance.booted_s < QUICK_S else 0
-        instances.write(self.layout, instance.but(quick_reboots=quick))
+        self.quick_reboots = quick  # the worker writes it down with the next life
         return 0.0 if quick <= FREE_REBOOTS else float(min(2 ** (quick - FREE_REBOOTS), BRAKE_MAX_S))
 
     # -- the door -------------------------------------------------------------------------------------------
@@ -470,17 +476,11 @@ class Supervisor:
 
     def _start(self, request: Request, state: State, cell: Run | None) -> None:
         """Fork a worker for the request."""
-        limits = settings.load(self.layout)
-        frozen = snapshot.load(self.layout, self.zonename)
-        brand = loader.load(
-            frozen.brand if frozen else zones.load(self.layout, self.zonename).brand, self.layout
-        )
-        instance = instances.read(self.layout, self.zonename)
+        limits = self._settings(request)
         transition = Transition(
             layout=self.layout,
             zonename=self.zonename,
             settings=limits,
-            brand=brand,
             state=state,
             command=request.command or Command.HALT,
             arguments=request.arguments,
@@ -489,7 +489,7 @@ class Supervisor:
             notice=_nothing,
             console_ready=_nothing,
             successor=successor_command(self.layout, self.zonename),
-            quick_reboots=instance.quick_reboots if instance and request.upcall else 0,
+            quick_reboots=self.quick_reboots if request.upcall else 0,
         )
         job = workers.procedure_job(cell.procedure) if cell else workers.recover
         files.write_json(
@@ -500,6 +500,16 @@ class Supervisor:
         self.worker = workers.start(transition, job, self.lock.forget)
         self.loop.watch(self.worker.sock.fileno(), self._worker_ready)
         self.deadline = self.loop.after(limits.transition_s, self._overdue)
+
+    def _settings(self, request: Request) -> settings.Settings:
+        """The instance's settings.  A file that is broken must not keep a zone from being halted: then the defaults."""
+        try:
+            return settings.load(self.layout)
+        except ConfigError as error:
+            if request.command not in (None, Command.HALT, Command.UNMOUNT):
+                raise
+            request.messages.append(message("WARNING: {why}: going on with the defaults", why=error.text))
+            return settings.defaults(self.layout)
 
     @property
     def _intent_path(self) -> Any:
@@ -550,6 +560,10 @@ class Supervisor:
         """A line for the requester while the work goes on; an upcall's go to the system log."""
         request = self.current
         assert request is not None
+        if len(request.messages) == MESSAGES_MAX:
+            text = "(further output is not shown)"
+        elif len(request.messages) > MESSAGES_MAX:
+            return
         request.messages.append(text)
         if request.call is None:
             log.error(text)

@@ -14,11 +14,12 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from zonemgr.brandkit import hooks
+from zonemgr.brandkit import hooks, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
-from zonemgr.errors import PlatformError, ZoneError, message
-from zonemgr.linux import namespaces, paths, process, procfs, seccomp
+from zonemgr.errors import BrandError, PlatformError, ZoneError, message
+from zonemgr.linux import mounts, namespaces, paths, process, procfs, seccomp
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan, privileges
 from zonemgr.model.bootargs import filter_bootargs
@@ -35,8 +36,11 @@ from zonemgr.store.observe import living_state
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
 from zonemgr.supervisor import inzone, zsched
-from zonemgr.supervisor.anchor import SOCKET, Anchor, StubError
+from zonemgr.supervisor.anchor import SOCKET, Anchor, Hello, StubError
 from zonemgr.wire import packets
+
+
+_WITHOUT_BRAND = frozenset({Command.HALT, Command.UNMOUNT})
 
 
 class HookFailed(ZoneError):
@@ -50,7 +54,6 @@ class Transition:
     layout: Layout
     zonename: str
     settings: Settings
-    brand: Brand
     state: State  # at the request's arrival: hooks are told this one
     command: Command
     arguments: str  # boot arguments of the request
@@ -64,6 +67,7 @@ class Transition:
     step: Callable[[plan.Op], None] | None = None
     quick_reboots: int = 0
     zone: Zone | None = field(default=None)
+    _brand: Brand | None = field(default=None)
 
     @property
     def cgroup(self) -> ZoneCgroup:
@@ -79,6 +83,22 @@ class Transition:
             self.zone = snapshot.load(self.layout, self.zonename) or zones.load(self.layout, self.zonename)
         return self.zone
 
+    @property
+    def brand(self) -> Brand:
+        """The zone's brand, loaded by the worker: whatever its file does, the supervisor lives.
+
+        A zone whose brand is gone or broken can still be halted, without its hooks.
+        """
+        if self._brand is None:
+            try:
+                self._brand = loader.load(self.configuration().brand, self.layout)
+            except BrandError as error:
+                if self.command not in _WITHOUT_BRAND:
+                    raise
+                self.say(message("WARNING: {why}: going on without its hooks", why=error.text))
+                self._brand = Brand(Path("/"))
+        return self._brand
+
     def info(self) -> ZoneInfo:
         """What a brand is told of the zone."""
         zone = self.configuration()
@@ -93,18 +113,19 @@ class Transition:
     def publish(self, old: State, new: State, zone_id: int | None) -> None:
         """Tell followers of events that the state changed."""
         record = {"type": "state", "zonename": self.zonename, "oldstate": old.label, "newstate": new.label}
-        events.publish(self.layout, {**record, "zoneid": zone_id})
+        events.publish_best_effort(self.layout, {**record, "zoneid": zone_id})
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------
 
 
-def _hook(transition: Transition, name: str, call: Callable[[], int | None]) -> None:
+def _hook(transition: Transition, name: str, call: Callable[[ZoneInfo], int | None]) -> None:
     """Run a brand method as a hook.  HookFailed unless it returns zero; its output goes to the requester."""
     if not transition.brand.overrides(name):
         return
+    info = transition.info()
     status = hooks.run_hook(
-        call,
+        lambda: call(info),
         name=name,
         zonename=transition.zonename,
         deadline_s=transition.settings.hook_s,
@@ -116,21 +137,19 @@ def _hook(transition: Transition, name: str, call: Callable[[], int | None]) -> 
 
 def pre(transition: Transition, state: State, command: Command) -> None:
     """The hook before a step."""
-    info = transition.info()
     _hook(
         transition,
         "pre_statechange",
-        lambda: transition.brand.pre_statechange(info, state.label, command.value),
+        lambda info: transition.brand.pre_statechange(info, state.label, command.value),
     )
 
 
 def post(transition: Transition, state: State, command: Command) -> None:
     """The hook after a step."""
-    info = transition.info()
     _hook(
         transition,
         "post_statechange",
-        lambda: transition.brand.post_statechange(info, state.label, command.value),
+        lambda info: transition.brand.post_statechange(info, state.label, command.value),
     )
 
 
@@ -138,7 +157,7 @@ def _post_ignored(transition: Transition, state: State, command: Command) -> Non
     """The hook after a failure: its own failure changes nothing."""
     try:
         post(transition, state, command)
-    except HookFailed:
+    except ZoneError:
         return  # the first failure is what the caller hears of
 
 
@@ -186,8 +205,8 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     except ZoneError as error:
         try:
             _take_back(transition, ledger)
-        except ZoneError as second:
-            error.add_note(second.text)
+        except (ZoneError, OSError) as second:
+            error.add_note(str(second))
         raise
     transition.recovering = False
     living = State.MOUNTED if mode.alternate else State.READY
@@ -230,6 +249,7 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         login_command=tuple(brand.login_command),
         brand=brand.name,
         ip_type=zone.ip_type,
+        locked_bytes=zone.capped_memory.locked if zone.capped_memory and mode is Mode.BOOT else None,
         quick_reboots=transition.quick_reboots,
     )
 
@@ -359,8 +379,7 @@ def _boot(transition: Transition) -> None:
             stage = _late_stage(transition, instance, born)
             _in_zone_mounts(transition, stage, instance, init, arguments)
             _check_init(stage, instance.root, init)
-            info = transition.info()
-            _hook(transition, "boot", lambda: brand.boot(info))
+            _hook(transition, "boot", brand.boot)
             instance = instances.write(layout, instance.but(phase=Phase.BOOTING, booted_s=time.monotonic()))
             uuid = zones.read_entry(layout, zonename).uuid
             program = seccomp.default_filter(layout.run / "seccomp")
@@ -469,6 +488,7 @@ def _exec(
         "environment": environment,
         "capabilities": list(instance.capabilities),
         "no_new_privs": instance.no_new_privs,
+        "locked_bytes": instance.locked_bytes,
     }
     try:
         anchor.stub(message_, (slave_fd,), program)
@@ -512,8 +532,7 @@ def teardown(transition: Transition) -> None:
             instance = instances.write(layout, instance.but(phase=Phase.HALTING))
             transition.publish(old or State.READY, State.SHUTTING_DOWN, instance.zone_id)
         _kill_all(transition, instance)
-        info = transition.info()
-        _hook(transition, "halt", lambda: transition.brand.halt(info))
+        _hook(transition, "halt", transition.brand.halt)
     _take_back(transition, ledger)
     transition.publish(State.SHUTTING_DOWN, State.INSTALLED, instance.zone_id if instance else None)
 
@@ -556,10 +575,10 @@ def _take_back(transition: Transition, ledger: Ledger) -> None:
     layout, zonename = transition.layout, transition.zonename
     cgroup = transition.cgroup
     cgroup.kill(Part.PAYLOAD)
-    anchor = _living_anchor(layout, zonename)
+    living = _living_anchor(layout, zonename)
     failures: list[ZoneError] = []
-    if anchor is not None:
-        hello = anchor.hello()
+    if living is not None:
+        anchor, hello = living
         try:
             remains = undo.Remains(layout, zonename, hello.fds["net"])
             failures = undo.network(ledger, remains)
@@ -583,10 +602,16 @@ def _take_back(transition: Transition, ledger: Ledger) -> None:
     (layout.zone_run(zonename) / SOCKET).unlink(missing_ok=True)
 
 
-def _living_anchor(layout: Layout, zonename: str) -> Anchor | None:
+def _living_anchor(layout: Layout, zonename: str) -> tuple[Anchor, Hello] | None:
+    """zsched and what it holds; None when it is gone, or goes while it is asked (its creator has just left it)."""
     try:
-        return Anchor.connect(layout, zonename)
+        anchor = Anchor.connect(layout, zonename)
     except OSError:
+        return None
+    try:
+        return anchor, anchor.hello()
+    except OSError:
+        anchor.close()
         return None
 
 
@@ -604,28 +629,31 @@ def _unmount(transition: Transition, ledger: Ledger, m0_fd: int) -> None:
 
     Everything else of the tree goes with M0.
     """
-    from zonemgr.linux import mounts
-
     ops = [plan.from_json(table) for _number, table in ledger.pending()]
     wanted = [op for op in ops if isinstance(op, plan.FileSystem) and op.type != "tmpfs"]
     if not wanted:
         return
     home_fd = namespaces.open_ns("self", "mnt")
     try:
-        namespaces.setns(m0_fd, namespaces.NEWNS)
-        for op in wanted:
-            try:
-                mounts.unmount(op.directory, mounts.NOFOLLOW)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINVAL):  # not mounted (any more)
-                    continue
-                try:
-                    mounts.unmount(op.directory, mounts.NOFOLLOW | mounts.DETACH)
-                except OSError:
-                    raise PlatformError("unable to unmount '{path}'", path=op.directory) from None
+        with runner.without_imports():
+            namespaces.setns(m0_fd, namespaces.NEWNS)
+            for op in wanted:
+                _unmount_one(op.directory)
     finally:
         namespaces.setns(home_fd, namespaces.NEWNS)
         os.close(home_fd)
+
+
+def _unmount_one(directory: str) -> None:
+    try:
+        mounts.unmount(directory, mounts.NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # not mounted (any more)
+            return
+        try:
+            mounts.unmount(directory, mounts.NOFOLLOW | mounts.DETACH)
+        except OSError:
+            raise PlatformError("unable to unmount '{path}'", path=directory) from None
 
 
 # -- the others -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ it).
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def _identity(head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: soc
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     process.set_dumpable(False)  # a change of ids resets it to the host's default
+    # Only now, in our places in the v1 hierarchies too: made at birth, it would show the host's control groups.
+    namespaces.unshare(namespaces.NEWCGROUP)
     namespaces.set_hostname(head["hostname"])
     return {"ok": True}
 
@@ -104,6 +107,9 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
     fds.clear()
     with _Stage("keyring"):
         process.new_session_keyring("zone")
+    with _Stage("limits"):
+        if head.get("locked_bytes") is not None:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (head["locked_bytes"],) * 2)
     with _Stage("capabilities"):
         caps.drop_bounding(frozenset(head["capabilities"]))
         caps.limit_to(frozenset(head["capabilities"]))

@@ -32,15 +32,13 @@ from typing import Any, ClassVar
 
 from zonemgr.linux import mounts, namespaces, process
 from zonemgr.supervisor import stub
-from zonemgr.wire import packets
+from zonemgr.wire import packets, peers
 
 VERSION = 1
 RING_BYTES = 64 * 1024
 STUB_TIMEOUT_S = 20.0  # for one message to process 1, exec included
 
-_NAMESPACES = (
-    namespaces.NEWPID | namespaces.NEWNET | namespaces.NEWUTS | namespaces.NEWIPC | namespaces.NEWCGROUP
-)
+_NAMESPACES = namespaces.NEWPID | namespaces.NEWNET | namespaces.NEWUTS | namespaces.NEWIPC
 
 
 class Zsched:
@@ -113,6 +111,11 @@ class Zsched:
     def _accept(self) -> None:
         client, _address = self.listener.accept()
         client.settimeout(STUB_TIMEOUT_S)
+        try:
+            peers.check(client)
+        except peers.CallerError:
+            client.close()
+            return
         self.clients.append(client)
 
     def _drop(self, client: socket.socket) -> None:
