@@ -93,7 +93,6 @@ REFUSED = [
     (["create", "x", "-t", "web", "--no-net"], 2, "-t cannot be given together with -b or --no-net"),
     (["create"], 2, "Missing argument"),
     (["create", "web"], 1, "zone 'web': Zone name already in use"),
-    (["config", "web"], 2, "give commands"),
     (["config", "web", "-f", "x", "info"], 2, "give commands or -f FILE, not both"),
     (["config", "nope", "info"], 1, "nope: No such zone configured"),
     (["config", "web", "-f", "/nonexistent/file"], 1, "cannot read /nonexistent/file: No such file or directory"),

@@ -45,7 +45,7 @@ def config(session: Session, zonename: str, words: tuple[str, ...], file: str | 
     """Show or change a zone's configuration with zonecfg's commands.
 
     Commands are set, clear, add, remove, select, info, export, verify, help and others; ';' separates them.  All of
-    them are done and saved together, or nothing is.
+    them are done and saved together, or nothing is.  Without any, commands are read at a prompt.
 
     \b
       zonemgr config web set autoboot=true
@@ -54,14 +54,15 @@ def config(session: Session, zonename: str, words: tuple[str, ...], file: str | 
     """
     if words and file:
         raise UsageError("give commands or -f FILE, not both")
-    if not words and file is None:
-        raise UsageError(
-            "the interactive editor comes later: give commands, such as `zonemgr config {zonename} info`, or -f FILE",
-            zonename=zonename,
-        )
     with session.about(zonename):
         name_check("config", zonename)
         zones.check_name(zonename)
+        if not words and file is None and not sys.stdin.isatty():
+            file = "-"  # nobody to ask: a script
+        if not words and file is None:
+            from zonemgr.cli.prompt import interactive  # only a person at a terminal needs it
+
+            sys.exit(interactive(session, zonename))
         lines = (
             configtext.commands_of(words) if file is None else configtext.commands(_read(file), numbered=True)
         )

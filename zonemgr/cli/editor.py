@@ -177,10 +177,12 @@ class Editor:
         if self.session.json:
             self.session.emit(_json_part(zone, words))
             return
-        for line in self._info_lines(zone, words):
+        for line in self.info_lines(words):
             self.session.data(line)
 
-    def _info_lines(self, zone: Zone, words: Sequence[str]) -> list[str]:
+    def info_lines(self, words: Sequence[str]) -> list[str]:
+        """What ``info`` shows, line by line."""
+        zone = self.edited().zone()
         if self.scope is not None and not words:
             rows = ((row, self.scope.values.get(row.name)) for row in self.scope.kind.properties)
             values = [f"\t{row.name}: {value}" for row, value in rows if value is not None]
