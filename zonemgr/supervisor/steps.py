@@ -124,15 +124,25 @@ def _hook(transition: Transition, name: str, call: Callable[[ZoneInfo], int | No
     if not transition.brand.overrides(name):
         return
     info = transition.info()
+    full_name = f"brand '{transition.brand.name}' {name}"
+    spoke = False
+
+    def say(text: str) -> None:
+        nonlocal spoke
+        spoke = True
+        transition.say(text)
+
     status = hooks.run_hook(
         lambda: call(info),
-        name=name,
+        name=full_name,
         zonename=transition.zonename,
         deadline_s=transition.settings.hook_s,
-        say=transition.say,
+        say=say,
     )
+    if status != 0 and spoke:
+        raise HookFailed("{name} failed", name=full_name)
     if status != 0:
-        raise HookFailed("{name} failed", name=name)
+        raise ZoneError("{name} failed with exit status {status}", name=full_name, status=status)
 
 
 def pre(transition: Transition, state: State, command: Command) -> None:
@@ -507,7 +517,12 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
     """zone_halt: hook, teardown, snapshot away, hook.  A failed hook refuses the halt; a failed teardown leaves the
     zone shutting_down or down, where halt may be tried again."""
     pre(transition, transition.state, Command.HALT)
-    teardown(transition)
+    try:
+        teardown(transition)
+    except ZoneError as error:
+        if not transition.recovering:
+            error.add_note("unable to destroy zone")
+        raise
     try:
         snapshot.destroy(transition.layout, transition.zonename)
     except OSError as error:
@@ -679,8 +694,8 @@ def shutdown(transition: Transition) -> None:
         status = inzone.run(
             transition.layout, instance, brand.shutdown_command, say=transition.say, deadline_s=deadline_s
         )
-    except ZoneError as error:
-        raise PlatformError("unable to shutdown zone: {why}", why=error.text) from None
+    except (ZoneError, OSError) as error:
+        raise PlatformError("unable to shutdown zone: {why}", why=error) from None
     taken_along = (signal.SIGHUP, signal.SIGTERM, signal.SIGKILL)
     if status and status - 128 not in taken_along:  # the zone's end may well take the command with it
         raise PlatformError("unable to shutdown zone")

@@ -29,6 +29,7 @@ from zonemgr.wire.varlink import Message
 
 START_S: Final = 60.0  # for a supervisor to become ready, recovery of what it finds included
 PATIENCE_S: Final = 90.0  # for finding a supervisor that answers, starts included
+REAP_S: Final = 5.0  # for a program that has nothing left to do but to end
 BACKOFF_S: Final = 0.05  # between two starts that found a supervisor in its last moments
 LINE_MAX: Final = 64 * 1024
 TRANSITION_VARIABLE: Final = "ZONEMGR_IN_TRANSITION"
@@ -193,6 +194,7 @@ def _await(read_fd: int, pid: int, say: Say) -> bool:
     try:
         for line in _lines(read_fd):
             if line.get("ready"):
+                _reap(pid)
                 return True
             if "message" in line:
                 said = True
@@ -205,6 +207,16 @@ def _await(read_fd: int, pid: int, say: Say) -> bool:
     if said or status != 0:
         raise PlatformError("could not start the supervisor")
     return False
+
+
+def _reap(pid: int) -> None:
+    """The program that we started ends at once, and leaves the supervisor, which is its child."""
+    pid_fd = os.pidfd_open(pid)
+    try:
+        if select.select([pid_fd], [], [], REAP_S)[0]:
+            os.waitpid(pid, 0)
+    finally:
+        os.close(pid_fd)
 
 
 def _lines(read_fd: int) -> Iterator[dict[str, Any]]:

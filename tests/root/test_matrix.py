@@ -1,0 +1,243 @@
+"""Every cell of the grid against living zones: the answer, its text, and the state that the zone is in afterwards.
+
+Each state is brought about as it is on a real host: ``incomplete`` by an install that fails, ``shutting_down`` by a
+process that waits for a frozen file system, ``down`` by a brand whose halt command fails, ``configured`` with a
+supervisor by an uninstall while somebody monitors it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kit import door
+from tests.kit.brands import Traced
+from tests.kit.instance import Instance
+from tests.kit.waiting import until
+from zonemgr.model.grid import GRID, Already, Refuse, Run
+from zonemgr.model.states import Command, State
+from zonemgr.store import instance as instances
+from zonemgr.store.observe import state_of
+from zonemgr.wire import varlink
+from zonemgr.wire.client import Client
+
+pytestmark = pytest.mark.requires("root", "mount", "net", "cgroup")
+
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
+
+# What the reference says, written down once more by hand: the grid must not be its own proof.
+INVALID = "invalid"
+EXPECTED: dict[State, dict[Command, str]] = {
+    State.INSTALLED: {Command.HALT: "zone is already halted", Command.SHUTDOWN: "zone is already halted",
+                      Command.UNMOUNT: "zone is already unmounted", Command.REBOOT: INVALID},
+    State.READY: {Command.READY: "zone is already ready", Command.REBOOT: INVALID, Command.NOTE_UNINSTALLING: INVALID,
+                  Command.MOUNT: INVALID, Command.FORCEMOUNT: INVALID, Command.UNMOUNT: INVALID,
+                  Command.SHUTDOWN: INVALID},
+    State.MOUNTED: {command: INVALID for command in Command if command is not Command.UNMOUNT},
+    State.CONFIGURED: dict.fromkeys(Command, INVALID),
+    State.INCOMPLETE: {command: INVALID for command in Command
+                       if command not in (Command.FORCEBOOT, Command.FORCEMOUNT)},
+}  # fmt: skip
+for _state in (State.RUNNING, State.SHUTTING_DOWN, State.DOWN):
+    EXPECTED[_state] = {
+        Command.BOOT: "zone is already booted", Command.FORCEBOOT: "zone is already booted",
+        Command.NOTE_UNINSTALLING: INVALID, Command.MOUNT: INVALID, Command.FORCEMOUNT: INVALID,
+        Command.UNMOUNT: INVALID,
+    }  # fmt: skip
+
+
+def seen(instance: Instance) -> str:
+    """The state, as everybody sees it."""
+    return state_of(instance.layout, "web").label
+
+
+def still(instance: Instance, state: State) -> None:
+    """All commands that leave this state alone do so, and say what they should."""
+    told = [command for command in Command if not isinstance(GRID[state, command], Run)]
+    assert set(told) == set(EXPECTED[state])
+    for command in told:
+        answer = door.ask(instance, command)
+        wanted = EXPECTED[state][command]
+        if wanted is INVALID:
+            text = f"{command.value} operation is invalid for zones in state '{state.label}'"
+            assert (answer.ok, answer.messages) == (False, (text,)), command
+            assert isinstance(GRID[state, command], Refuse)
+        else:
+            assert (answer.ok, answer.messages, answer.note) == (True, (wanted,), wanted), command
+            assert isinstance(GRID[state, command], Already)
+        assert seen(instance) == state.label, command
+
+
+def does(instance: Instance, command: Command, state: State) -> None:
+    """The command works and the zone is in this state afterwards."""
+    answer = door.ask(instance, command)
+    assert answer.ok, (command, answer.messages)
+    assert seen(instance) == state.label, command
+
+
+def fails(instance: Instance, command: Command, state: State, *texts: str) -> None:
+    """The command fails with these words in its messages, and the zone stays in this state."""
+    answer = door.ask(instance, command)
+    assert not answer.ok, command
+    for text in texts:
+        assert text in answer.text, (command, answer.messages)
+    assert seen(instance) == state.label, command
+
+
+def test_installed_ready_running_and_mounted(instance: Instance) -> None:
+    instance.installed()
+    still(instance, State.INSTALLED)
+    does(instance, Command.NOTE_UNINSTALLING, State.INSTALLED)
+
+    does(instance, Command.READY, State.READY)
+    still(instance, State.READY)
+    does(instance, Command.HALT, State.INSTALLED)
+    does(instance, Command.READY, State.READY)
+    does(instance, Command.BOOT, State.RUNNING)
+    still(instance, State.RUNNING)
+    does(instance, Command.READY, State.READY)
+    does(instance, Command.FORCEBOOT, State.RUNNING)
+    does(instance, Command.REBOOT, State.RUNNING)
+    does(instance, Command.HALT, State.INSTALLED)
+
+    does(instance, Command.BOOT, State.RUNNING)
+    does(instance, Command.SHUTDOWN, State.INSTALLED)
+    does(instance, Command.FORCEBOOT, State.RUNNING)
+    does(instance, Command.HALT, State.INSTALLED)
+
+    does(instance, Command.FORCEMOUNT, State.MOUNTED)
+    does(instance, Command.UNMOUNT, State.INSTALLED)
+    does(instance, Command.MOUNT, State.MOUNTED)
+    still(instance, State.MOUNTED)
+    does(instance, Command.UNMOUNT, State.INSTALLED)
+
+
+def test_configured_with_a_supervisor_that_somebody_monitors(instance: Instance) -> None:
+    instance.installed()
+    door.state(instance)  # starts a supervisor
+    with Client(instance.layout.zone_run("web") / "door") as monitor:
+        monitor._send(f"{varlink.ZONE}.Monitor", {}, True)
+        until(lambda: door.state(instance)["state"] == "installed", "an answer behind Monitor")
+        instance.run("uninstall", "-F", "web")
+        assert door.state(instance)["state"] == "configured"
+        still(instance, State.CONFIGURED)
+
+
+def test_a_configured_zone_gets_no_supervisor(instance: Instance) -> None:
+    instance.configured()
+    for verb in ("halt", "boot", "unmount", "ready", "mount", "reboot", "shutdown"):
+        done = instance.run(verb, "web", check=1)
+        assert len(done.stderr.splitlines()) <= 2
+        assert done.stderr.startswith("zonemgr: ")
+    done = instance.run("halt", "web", check=1)
+    assert "cannot manage a zone which is in state 'configured'" in done.stderr
+
+
+def test_incomplete(instance: Instance) -> None:
+    brand = Traced(instance)
+    brand.script({"install": "fail"})
+    instance.configured("web", "-b", brand.name)
+    instance.run("install", "web", check=1)
+    assert seen(instance) == "incomplete"
+    still(instance, State.INCOMPLETE)
+    does(instance, Command.FORCEBOOT, State.RUNNING)
+    does(instance, Command.HALT, State.INCOMPLETE)
+    does(instance, Command.FORCEMOUNT, State.MOUNTED)
+    does(instance, Command.UNMOUNT, State.INCOMPLETE)
+
+
+def test_down(instance: Instance) -> None:
+    brand = Traced(instance)
+    instance.running("web", "-b", brand.name)
+    brand.script({"halt": "fail"})
+    for command in (Command.HALT, Command.READY, Command.REBOOT):
+        fails(
+            instance,
+            command,
+            State.DOWN,
+            "brand 'traced' halt failed with exit status 1",
+            "unable to destroy zone",
+        )
+    fails(instance, Command.SHUTDOWN, State.DOWN, "unable to shutdown zone")
+    still(instance, State.DOWN)
+
+    brand.script()
+    does(instance, Command.REBOOT, State.RUNNING)
+    brand.script({"halt": "fail"})
+    fails(instance, Command.HALT, State.DOWN)
+    brand.script()
+    does(instance, Command.READY, State.READY)
+    does(instance, Command.BOOT, State.RUNNING)
+    brand.script({"halt": "fail"})
+    fails(instance, Command.HALT, State.DOWN)
+    brand.script()
+    does(instance, Command.HALT, State.INSTALLED)
+
+
+@pytest.fixture
+def frozen_zone(instance: Instance, tmp_path: Path) -> Instance:
+    """A running zone with a file system of its own at /data that can be frozen, and a patience of one second."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", image], check=True)
+    instance.layout.etc.mkdir(parents=True, exist_ok=True)
+    instance.layout.settings.write_text("kill-s = 1\n")
+    instance.configured()
+    instance.run("config", "web", "add", "fs", "dir=/data", f"special={image}", "type=ext4")
+    instance.run("install", "web")
+    instance.run("boot", "web")
+    return instance
+
+
+@contextmanager
+def frozen(instance: Instance) -> Iterator[None]:
+    """/data is frozen, and a process of the zone is stuck in a write to it."""
+    record = instances.read(instance.layout, "web")
+    assert record is not None and record.init is not None
+    data = os.open(f"/proc/{record.init.pid}/root/data", os.O_RDONLY | os.O_DIRECTORY)
+    writer = None
+    try:
+        fcntl.ioctl(data, _FIFREEZE, 0)
+        writer = instance.popen("login", "web", "--", "/bin/sh", "-c", "echo > /data/x")
+        until(lambda: _stuck(Path(record.cgroup)), "a process of the zone waiting for the frozen file system")
+        yield
+    finally:
+        fcntl.ioctl(data, _FITHAW, 0)
+        os.close(data)
+        if writer is not None:
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+
+
+def _stuck(cgroup: Path) -> bool:
+    for file in cgroup.rglob("cgroup.procs"):
+        for pid in file.read_text().split():
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                return True
+    return False
+
+
+@pytest.mark.requires("loop")
+def test_shutting_down(frozen_zone: Instance) -> None:
+    instance = frozen_zone
+    with frozen(instance):
+        for command in (Command.HALT, Command.READY, Command.REBOOT):
+            fails(instance, command, State.SHUTTING_DOWN, "unable to shutdown zone: still there: ", "(sh)")
+        fails(instance, Command.SHUTDOWN, State.SHUTTING_DOWN, "unable to shutdown zone")
+        still(instance, State.SHUTTING_DOWN)
+    does(instance, Command.REBOOT, State.RUNNING)
+    with frozen(instance):
+        fails(instance, Command.HALT, State.SHUTTING_DOWN)
+    does(instance, Command.READY, State.READY)
+    does(instance, Command.BOOT, State.RUNNING)
+    with frozen(instance):
+        fails(instance, Command.HALT, State.SHUTTING_DOWN)
+    does(instance, Command.HALT, State.INSTALLED)
