@@ -283,7 +283,7 @@ def _link(subject: Subject, index: int, net: NetResource) -> list[plan.Op]:
         ops.append(plan.Bridge(bridge, tuple(subject.settings.bridge_address)))
     host = host_link_name(zonename, index, subject.layout.suffix)
     altname = f"zone-{zonename}-{index}{subject.layout.suffix}"
-    link = f"host{index}"
+    link = net.linkname or f"host{index}"
     ops.append(plan.Veth(host, link, bridge, altname, net.mtu, net.mac_address))
     ops.append(plan.ConfigureLink(link, net.address, net.defrouter))
     return ops
