@@ -5,10 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import os
-import shutil
 import stat
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -16,6 +13,7 @@ from typing import Final
 import pytest
 
 from tests.kit.instance import CHECKOUT
+from tests.kit.wheels import build
 
 CONFIG: Final = configparser.ConfigParser()
 CONFIG.read(CHECKOUT / "setup.cfg")
@@ -49,20 +47,7 @@ def test_every_command_can_be_found() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy: building leaves folders in the place where it happens."""
-    copy = tmp_path_factory.mktemp("checkout")
-    unwanted = shutil.ignore_patterns("__pycache__", ".*")
-    for room in ("zonemgr", "brands"):
-        shutil.copytree(CHECKOUT / room, copy / room, ignore=unwanted)
-    for file in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy2(CHECKOUT / file, copy)
-    words = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=copy, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr
-    (found,) = (copy / "dist").glob("*.whl")
-    return found
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_of_every_brand(wheel: Path) -> None:

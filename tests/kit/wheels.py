@@ -1,0 +1,49 @@
+"""Building zonemgr's wheel and installing it, as packagers and users do, without asking a package index."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.kit.instance import CHECKOUT
+
+_DEADLINE_S = 300
+
+
+def _run(*words: str | Path, cwd: Path) -> None:
+    done = subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, timeout=_DEADLINE_S, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+
+
+def build(folder: Path) -> Path:
+    """The wheel, built from a copy: building leaves folders in the place where it happens."""
+    copy = folder / "checkout"
+    copy.mkdir()
+    unwanted = shutil.ignore_patterns("__pycache__", ".*")
+    for room in ("zonemgr", "brands"):
+        shutil.copytree(CHECKOUT / room, copy / room, ignore=unwanted)
+    for file in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy2(CHECKOUT / file, copy)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    _run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=copy)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Install the wheel into a fresh virtual environment; its ``bin``.
+
+    zonemgr comes from the wheel alone.  What it depends on is lent by the environment of the tests.
+    """
+    _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
+    _run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder.parent)
+    # Behind the environment's own packages, which come first.
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
