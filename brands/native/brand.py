@@ -100,6 +100,7 @@ class Native(Brand):
 
     def unconfigure(self, zone: ZoneInfo) -> None:
         """A copy of a zone is another machine, with an id and (once its services made them) host keys of its own."""
-        from . import skeleton
+        from zonemgr.brandkit import personal, rootdir
 
-        skeleton.new_identity(Path(zone.root))
+        with rootdir.RootDir(zone.root) as root:  # what is in it may be hostile: links are not followed out of it
+            personal.forget_identity(root, machine_id=personal.new_machine_id())

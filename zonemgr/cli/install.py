@@ -40,14 +40,19 @@ def install(session: Session, name: str, arguments: tuple[str, ...]) -> int:
 # -- what such verbs share ---------------------------------------------------------------------------------------------
 
 
+def require_root(verb: str) -> None:
+    """Raises StateError for everybody but root."""
+    if os.geteuid() != 0:
+        raise StateError("only a privileged user may {verb} a zone.", verb=verb)
+
+
 def check(session: Session, verb: str, name: str) -> Observation:
     """The courtesy checks of section 6.1 of the reference.  Raises ZoneError."""
     from zonemgr.model.grid import client_check, name_check
     from zonemgr.store.observe import observe
     from zonemgr.wire.start import refuse_from_within
 
-    if os.geteuid() != 0:
-        raise StateError("only a privileged user may {verb} a zone.", verb=verb)
+    require_root(verb)
     name_check(verb, name)
     seen = observe(session.layout, name)
     client_check(verb, seen.state if seen.state.active else None, seen.state)
@@ -115,31 +120,31 @@ def _install(session: Session, name: str, arguments: Sequence[str]) -> int:
         raise BrandError("Missing brand install command.")
     with administration(layout, name):
         check(session, "install", name)  # once more: whoever held the lock may have installed it
-        _verify(session, zone)
+        verify_for(session, zone, "install")
         entry = zones.set_state(layout, name, State.INCOMPLETE)
         base = idranges.allocate(layout, name, entry.uuid)
         zones.update_entry(layout, name, uid_base=base, brand=zone.brand, zonepath=zone.zonepath)
         info = ZoneInfo.of(zone, str(layout.root))
         status = run_hook(session, brand, "install", info, arguments, brand.install_deadline_s)
-        return _installed(session, info, status)
+        return installed(session, info, status, "install")
 
 
-def _verify(session: Session, zone: Zone) -> None:
+def verify_for(session: Session, zone: Zone, verb: str) -> None:
     """Verify, which also makes the zonepath; a zonepath that was made for nothing goes again.  Raises ZoneError."""
     from zonemgr.cli.verify import verify_all
     from zonemgr.store import zones
 
     was_there = os.path.lexists(zone.zonepath)
     try:
-        verify_all(session, zone, zones.read_entry(session.layout, zone.zonename), "install")
+        verify_all(session, zone, zones.read_entry(session.layout, zone.zonename), verb)
     except ZoneError:
         if not was_there and os.path.lexists(zone.zonepath):
             os.rmdir(zone.zonepath)
         raise
 
 
-def _installed(session: Session, info: ZoneInfo, status: int) -> int:
-    """What an install hook's exit status makes of the zone (reference, section 6.4)."""
+def installed(session: Session, info: ZoneInfo, status: int, verb: str) -> int:
+    """What the exit status of an install or clone hook makes of the zone (reference, section 6.4)."""
     from zonemgr.brandkit import zonepath
     from zonemgr.store import zones
 
@@ -153,7 +158,7 @@ def _installed(session: Session, info: ZoneInfo, status: int) -> int:
             zonepath.cleanup(info.zonepath, say_of(session, name))
             forget(layout, name)
         return Exit.USAGE if status == HookExit.USAGE else Exit.ERROR
-    raise BrandError("install of brand '{brand}' failed; uninstall cleans up", brand=info.config.brand)
+    raise BrandError("{verb} of brand '{brand}' failed; uninstall cleans up", verb=verb, brand=info.config.brand)
 
 
 def forget(layout: Layout, name: str) -> None:

@@ -45,6 +45,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "install": _verb("install", "install", "Give a zone its root.", "zonemgr install web"),
         "uninstall": _verb("uninstall", "uninstall", "Destroy a zone's root.", "zonemgr uninstall web -F"),
     },
+    "Copy and carry": {
+        "clone": _verb("clone", "clone", "Make a new zone from an installed one.", "zonemgr clone web web2"),
+    },
     "Run": {
         "ready": _verb("lifecycle", "ready", "Make a zone's platform, start nothing.", "zonemgr ready web"),
         "boot": _verb("lifecycle", "boot", "Start zones.", "zonemgr boot web db -- -s"),

@@ -30,6 +30,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "setfsuid": (c_uint,),
     "setfsgid": (c_uint,),
     "fstatfs": (c_int, c_void_p),
+    "syncfs": (c_int,),
     "prctl": (c_int, c_ulong, c_ulong, c_ulong, c_ulong),
     "capget": (c_void_p, c_void_p),
     "capset": (c_void_p, c_void_p),

@@ -399,13 +399,26 @@ def text_from_template(layout: Layout, zonename: str, template: str) -> str:
         source = files.read_bytes(path) if _is_plain(template) else None
     if source is None:
         raise ConfigError("there is neither a template nor a zone named '{template}'", template=template)
+    return _adapted(layout, zonename, source, path, is_zone)
+
+
+def text_from_zone(layout: Layout, zonename: str, source: str) -> str:
+    """A new zone's file from another zone's, as ``text_from_template``.  Raises NoSuchZoneError, ConfigError."""
+    path = layout.config(source)
+    content = files.read_bytes(path)
+    if content is None:
+        raise NoSuchZoneError(source)
+    return _adapted(layout, zonename, content, path, is_zone=True)
+
+
+def _adapted(layout: Layout, zonename: str, source: bytes, path: Path, is_zone: bool) -> str:
     toml.parse(source, str(path))
     draft = Draft(layout, zonename, source.decode().replace("\r\n", "\n"), None)
     for key in ("zonename", "zonepath", *(("hostname", "hostid") if is_zone else ())):
         draft.clear((), key)
     draft.set((), "zonename", zonename)
     if is_zone:
-        _renew_addresses(draft)
+        renew_addresses(draft)
     return draft.text
 
 
@@ -413,7 +426,8 @@ def _is_plain(name: str) -> bool:
     return "/" not in name and not name.startswith(".")
 
 
-def _renew_addresses(draft: Draft) -> None:
+def renew_addresses(draft: Draft) -> None:
+    """Addresses of its own for the first link on the default bridge; other links lose theirs."""
     from zonemgr.store import settings
 
     bridge = settings.load(draft.layout).bridge

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError
+from zonemgr.linux import cow
 from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
 from zonemgr.model.states import State
 from zonemgr.model.zone import FsResource, Zone
@@ -94,13 +95,29 @@ def _zonepath(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) 
 
 
 def _make(path: str) -> Iterator[str]:
-    """The zonepath 0700, missing parents 0755."""
+    """The zonepath 0700, missing parents 0755.  On btrfs it is a subvolume, so that clone can snapshot it."""
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        os.mkdir(path, 0o700)
+        _make_folder(path)
         os.chmod(path, 0o700)
     except OSError as error:
         yield f"cannot make {error.filename or path}: {error.strerror}"
+
+
+def _make_folder(path: str) -> None:
+    parent, name = os.path.split(path)
+    parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not cow.is_btrfs(parent_fd):
+            os.mkdir(path, 0o700)
+            return
+        previous = os.umask(0o077)
+        try:
+            cow.make_subvolume(parent_fd, name)
+        finally:
+            os.umask(previous)
+    finally:
+        os.close(parent_fd)
 
 
 def _overlaps(layout: Layout, zone: Zone) -> Iterator[str]:
