@@ -1,4 +1,4 @@
-"""Root of a zone cannot loosen what the host has mounted for it: nothing becomes writable, vanishes, or is laid bare."""
+"""Root of a zone cannot loosen what the host mounted for it: nothing becomes writable, vanishes, or is laid bare."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_mount_of_the_host_can_be_made_writable_moved_or_taken_off(web: Insta
     seen = ask(web, ATTACK_ALL)
     assert {"/", "/usr", "/proc", "/sys", "/proc/keys", "/dev/null"} <= set(seen.pop("points"))
     assert {"/usr", "/sys", "/usr/local/sbin/init", "/dev/null", "/run/host", "/proc/bus"} <= set(seen.pop("read_only"))
-    assert seen == dict.fromkeys(seen, [])
+    assert not any(seen.values()), seen
 
 
 def test_masked_files_are_not_laid_bare_by_another_view_of_them(web: Instance) -> None:
