@@ -86,6 +86,18 @@ def _nft() -> str:
     return _works("unshare", "--net", "nft", "list", "tables")
 
 
+def _busybox() -> str:
+    program = shutil.which("busybox")
+    if program is None:
+        return "there is no busybox (package busybox-static)"
+    with open(program, "rb") as file:
+        return "busybox is not static (package busybox-static)" if b"/ld-linux" in file.read(4096) else ""
+
+
+def _debootstrap() -> str:
+    return "" if shutil.which("debootstrap", path="/usr/sbin:/usr/bin") else "there is no debootstrap"
+
+
 PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "root": _root,
     "userns": _userns,
@@ -94,6 +106,8 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "cgroup": _cgroup,
     "loop": _loop,
     "nft": _nft,
+    "busybox": _busybox,
+    "debootstrap": _debootstrap,
 }
 
 

@@ -13,6 +13,7 @@ from zonemgr.model.brandspec import (
     STANDARD_LINKS,
     DeviceLink,
     DeviceRule,
+    InitProgram,
     PlatformMount,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "BrandError",
     "DeviceLink",
     "DeviceRule",
+    "InitProgram",
     "NotCompleted",
     "PlatformMount",
     "UsageError",

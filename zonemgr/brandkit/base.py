@@ -19,7 +19,10 @@ from zonemgr.model.brandspec import (
     STANDARD_LINKS,
     DeviceLink,
     DeviceRule,
+    InitProgram,
     PlatformMount,
+    PrivilegeSets,
+    RestartPolicy,
 )
 from zonemgr.model.privileges import DEFAULT_CAPABILITIES, PROHIBITED_CAPABILITIES, REQUIRED_CAPABILITIES
 
@@ -59,9 +62,19 @@ class Brand:
 
     Public names other than those below are refused when the brand is loaded, so that a misspelt hook is noticed:
     helpers of a brand begin with an underscore.
+
+    Methods return None or 0 when they worked.  Any other number is an exit status, and an exception is a failure whose
+    text reaches the operator, as does everything a hook prints.  ``install``, ``clone`` and ``attach`` are told apart
+    further: ``UsageError`` (253) for arguments that are not understood, ``NotCompleted`` (254) when nothing was made.
+    What a hook changes on the host it changes as root: never follow a name below ``zone.root`` without
+    :class:`zonemgr.brandkit.rootdir.RootDir`, since a zone may have planted it.
     """
 
     # -- what a brand is
+    # Another brand that this one is made from: its name, or the absolute path of its folder; one's own name means the
+    # brand that this one hides.  All that is not declared here is the base's, and ``super()`` leads to it; ``{data}``
+    # in what is inherited is the base's folder.
+    base: ClassVar[str] = ""
     name: ClassVar[str] = ""
     api: ClassVar[int] = BRAND_API
     version: ClassVar[str] = ""
@@ -71,23 +84,26 @@ class Brand:
     init: ClassVar[str] = "/sbin/init"
     init_arguments: ClassVar[tuple[str, ...]] = ()  # before the boot arguments
     init_environment: ClassVar[Mapping[str, str]] = {}  # besides container, container_uuid and PATH
-    login_command: ClassVar[
-        tuple[str, ...]
-    ] = ()  # may hold {user}; empty: the shell of the zone's passwd entry
-    shutdown_command: ClassVar[tuple[str, ...]] = (
-        "/sbin/init",
-        "0",
-    )  # run inside the zone; its own exit is waited for
-    shutdown_signal: ClassVar[str] = (
-        ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
-    )
+    init_terminal: ClassVar[bool] = True  # the console is init's controlling terminal (InitProgram.terminal)
+    restart: ClassVar[RestartPolicy] = RestartPolicy()  # what follows when init ends
+    # Run as root in the zone for an interactive login.  May hold {user} and {zonename} (of the zone that we are in,
+    # ``global``).  Empty: the shell of the zone's passwd entry.
+    login_command: ClassVar[tuple[str, ...]] = ()
+    forced_login_command: ClassVar[tuple[str, ...]] = ()  # the same when a user was named with -l: asks no password
+    # Run as root in the zone, prints the passwd line of {user}.  Empty: the zone's /etc/passwd is read.
+    user_command: ClassVar[tuple[str, ...]] = ()
+    shutdown_command: ClassVar[tuple[str, ...]] = ("/sbin/init", "0")  # run inside the zone; its exit is waited for
+    shutdown_signal: ClassVar[str] = ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
 
     # -- what the zone may do
     default_privileges: ClassVar[frozenset[str]] = DEFAULT_CAPABILITIES
     required_privileges: ClassVar[frozenset[str]] = REQUIRED_CAPABILITIES
     prohibited_privileges: ClassVar[frozenset[str]] = PROHIBITED_CAPABILITIES
     ip_types: ClassVar[frozenset[str]] = frozenset({"exclusive", "shared"})
+    ip_type_privileges: ClassVar[Mapping[str, PrivilegeSets]] = {}  # added to the three sets, by the zone's ip-type
+    cgroup: ClassVar[str] = "v2"  # what the guest finds on /sys/fs/cgroup: v2, v1 (old guests), any (v2) or none
     delegate_cgroup: ClassVar[bool] = True  # the zone may make cgroups of its own below its payload
+    mandatory_label: ClassVar[bool] = False  # processes run under the SELinux or AppArmor label in the attr ``label``
 
     # -- the virtual platform
     mounts: ClassVar[tuple[PlatformMount, ...]] = ()  # made at ready, seen from the host
@@ -95,6 +111,11 @@ class Brand:
     devices: ClassVar[tuple[DeviceRule, ...]] = STANDARD_DEVICES
     links: ClassVar[tuple[DeviceLink, ...]] = STANDARD_LINKS
     scratch_mount: ClassVar[bool] = False  # ``mount`` shows the zone's own /etc and /var (else: update mode)
+    # Besides those of the base: what a brand with a base adds without repeating what it inherits.
+    more_mounts: ClassVar[tuple[PlatformMount, ...]] = ()
+    more_zone_mounts: ClassVar[tuple[PlatformMount, ...]] = ()
+    more_devices: ClassVar[tuple[DeviceRule, ...]] = ()
+    more_links: ClassVar[tuple[DeviceLink, ...]] = ()
 
     # -- deadlines of the hooks that take long, in seconds
     install_deadline_s: ClassVar[int] = 3600
@@ -108,10 +129,24 @@ class Brand:
         """The brand's own folder: ``{data}`` in its mounts."""
         return self._folder
 
-    # -- life cycle
+    # -- what is possible
+
+    def lacks(self) -> int | None:
+        """Print one line that says what this host lacks for zones of this brand; nothing when it lacks nothing.
+
+        ``zonemgr brands`` shows it, and no zone of the brand can be installed or booted then.
+        """
+
+    def verify_cfg(self, zone: ZoneInfo) -> int | None:
+        """Refuse a configuration when it is saved: ``config``'s commit and verify.  The zone may not exist yet."""
 
     def verify(self, zone: ZoneInfo, command: str) -> int | None:
-        """Refuse what this brand cannot run.  ``command`` is the verb that asks (``verify``, ``install``...)."""
+        """Refuse what this brand cannot run here and now (the reference's verify_adm).
+
+        ``command`` is the verb that asks: verify, install, clone, attach, ready, boot, reboot or mount.
+        """
+
+    # -- life cycle; each ``post`` and ``pre`` hook gets the arguments of its verb
 
     def install(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Make and fill ``zone.root``; ``zone.zonepath`` exists, is empty and 0700.
@@ -120,17 +155,41 @@ class Brand:
         """
         raise BrandError("brand '{brand}' has no install: Missing brand install command.", brand=self.name)
 
+    def postinstall(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
+        """The zone is installed.  Failure makes it incomplete again."""
+
+    def preuninstall(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
+        """Before anything of an installed zone is removed.  Failure stops the uninstall; the zone is untouched."""
+
     def uninstall(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Undo what ``install`` did outside of the zonepath; the zonepath's standard folders go afterwards."""
 
     def clone(self, zone: ZoneInfo, source: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Make ``zone`` a copy of ``source``.  By default the root is copied and ``unconfigure`` called."""
 
+    def presnap(self, zone: ZoneInfo) -> int | None:
+        """On the source of a clone, before its root is snapshot: bring its files to rest.  Failure stops the clone."""
+
+    def postsnap(self, zone: ZoneInfo) -> int | None:
+        """On the source of a clone, after its root was snapshot."""
+
+    def validatesnap(self, zone: ZoneInfo, snapshot: str, path: str) -> int | None:
+        """Refuse a snapshot (its name, and where it can be read) from which ``clone -s`` is to make a zone."""
+
+    def postclone(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
+        """The clone ``zone`` has its root.  Failure leaves it incomplete."""
+
     def unconfigure(self, zone: ZoneInfo) -> int | None:
         """Forget in ``zone.root`` what must not exist twice: machine id, host keys, leases."""
 
     def attach(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Check, and if need be update, a root that was brought here."""
+
+    def postattach(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
+        """The zone is installed again.  Failure makes it configured."""
+
+    def predetach(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
+        """Before ``detach``.  Failure stops it; the zone is untouched."""
 
     def detach(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """Prepare ``zone.root`` for being taken elsewhere."""
@@ -143,14 +202,36 @@ class Brand:
     def post_statechange(self, zone: ZoneInfo, state: str, command: str) -> int | None:
         """After a step.  Be idempotent: it also follows a failed bring-up (``ready`` or ``running``, ``halt``)."""
 
+    def sysboot(self, zone: ZoneInfo) -> int | None:
+        """On the host when it boots, for an installed zone that is not booted with it (``zonemgr sysboot``)."""
+
     def boot(self, zone: ZoneInfo) -> int | None:
         """On the host, just before init runs.  Failure stops the boot."""
 
     def halt(self, zone: ZoneInfo) -> int | None:
         """On the host, after the zone's last process.  Failure leaves the zone ``down``; another halt asks again."""
 
+    def init_program(self, zone: ZoneInfo) -> InitProgram:
+        """What process 1 of this very zone becomes.  By default what the class declares.
+
+        Unlike a hook it runs in the worker of the transition, and at ``shutdown`` once more: read what ``install``
+        has written, and return.  ``zone.root`` is not to be trusted, however often the zone has booted.
+        """
+        return InitProgram(
+            self.init,
+            self.init_arguments,
+            self.init_environment,
+            terminal=self.init_terminal,
+            shutdown_command=self.shutdown_command,
+            shutdown_signal=self.shutdown_signal,
+        )
+
     def query(self, zone: ZoneInfo, what: str) -> int | None:
-        """Print what the platform asks for, one per line.  ``what`` is ``datasets``."""
+        """Print what the platform asks for, one per line.
+
+        ``what`` is ``datasets``: folders or devices of the host, absolute, that the zone needs besides its
+        configuration.  They have to exist when the zone is verified or made ready.
+        """
 
     # -- for the platform, not for brands
 
@@ -158,18 +239,35 @@ class Brand:
         """Whether the brand has its own ``hook``.  A hook that is not overridden costs nothing: it is not run."""
         return getattr(type(self), hook) is not getattr(Brand, hook)
 
+    def privileges(self, ip_type: str) -> PrivilegeSets:
+        """The brand's sets for a zone of this ip-type."""
+        always = PrivilegeSets(self.default_privileges, self.required_privileges, self.prohibited_privileges)
+        return always | self.ip_type_privileges.get(ip_type, PrivilegeSets())
+
 
 HOOKS: Final = (
+    "lacks",
+    "verify_cfg",
     "verify",
     "install",
+    "postinstall",
+    "preuninstall",
     "uninstall",
+    "presnap",
+    "postsnap",
+    "validatesnap",
     "clone",
+    "postclone",
     "unconfigure",
     "attach",
+    "postattach",
+    "predetach",
     "detach",
     "pre_statechange",
     "post_statechange",
+    "sysboot",
     "boot",
     "halt",
+    "init_program",
     "query",
 )

@@ -12,10 +12,20 @@ from typing import Any, Final
 from zonemgr.brandkit.base import BRAND_API, HOOKS, Brand
 from zonemgr.errors import ConfigError
 from zonemgr.model import privileges
-from zonemgr.model.brandspec import DeviceLink, DeviceRule, PlatformMount
+from zonemgr.model.brandspec import (
+    DeviceLink,
+    DeviceRule,
+    InitProgram,
+    PlatformMount,
+    PrivilegeSets,
+    RestartPolicy,
+)
+from zonemgr.model.states import IDS_PER_ZONE
 
 Check = Callable[[object], str | None]
 PLACEHOLDERS: Final = frozenset({"zonepath", "root", "zonename", "data"})
+LOGIN_PLACEHOLDERS: Final = frozenset({"user", "zonename"})
+CGROUPS: Final = ("v2", "v1", "any", "none")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -38,6 +48,18 @@ def faults(cls: type[Brand], name: str) -> Iterator[str]:
             yield fault
     if own.get("name") != name:
         yield f"name is {own.get('name', '')!r}, but the brand is known as {name!r}"
+    if own.get("shutdown_command") == () and not own.get("shutdown_signal"):
+        yield "shutdown_command is empty and shutdown_signal too: one of them must end a zone in good order"
+    yield from _impossible_privileges(cls)
+
+
+def _impossible_privileges(cls: type[Brand]) -> Iterator[str]:
+    """A set of privileges that no zone of the brand could ever have."""
+    for ip_type in sorted(cls.ip_types):
+        sets = cls.privileges(cls, ip_type)  # type: ignore[arg-type] # reads class attributes only
+        both = privileges.expand(sets.required) & privileges.expand(sets.prohibited)
+        if both:
+            yield f"required_privileges and prohibited_privileges both hold {min(both)!r} (ip-type {ip_type})"
 
 
 def _own(cls: type[Brand]) -> dict[str, Any]:
@@ -51,10 +73,15 @@ def _fault(attribute: str, value: object) -> str | None:
         return _hook_fault(attribute, value)
     check = CHECKS.get(attribute)
     if check is None:
-        hint = did_you_mean(attribute, [*HOOKS, *CHECKS])
+        hint = nearest_attribute(attribute)
         return f"unknown attribute {attribute!r}{hint}; names of helpers begin with an underscore"
     why = check(value)
     return f"{attribute} {why}" if why else None
+
+
+def nearest_attribute(word: str) -> str:
+    """`` (did you mean 'x'?)`` among all that a brand may declare, or nothing."""
+    return did_you_mean(word, [*HOOKS, *CHECKS])
 
 
 def _hook_fault(name: str, value: object) -> str | None:
@@ -135,6 +162,58 @@ def _privileges(value: object) -> str | None:
     return None
 
 
+def _login_command(value: object) -> str | None:
+    why = _command(value)
+    if why is None and isinstance(value, tuple):
+        return next((why for word in value if (why := _placeholder(word, LOGIN_PLACEHOLDERS))), None)
+    return why
+
+
+def _choice(*words: str) -> Check:
+    def check(value: object) -> str | None:
+        if isinstance(value, str) and value in words:
+            return None
+        return f"is none of {', '.join(words)}: {value!r}{did_you_mean(str(value), words)}"
+
+    return check
+
+
+def _base(value: object) -> str | None:
+    if isinstance(value, str) and (not value or value.startswith("/") or "/" not in value):
+        return _text(value)
+    return f"is neither the name of a brand nor the absolute path of its folder: {value!r}"
+
+
+def _restart(value: object) -> str | None:
+    if not isinstance(value, RestartPolicy):
+        return f"is not a RestartPolicy: {value!r}"
+    for name in ("ended", "failed", "rebooted"):
+        why = _choice("halt", "reboot")(getattr(value, name))
+        if why:
+            return f"{name} {why}"
+    for name in ("quick_s", "free", "delay_max_s"):
+        number = getattr(value, name)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 86400:
+            return f"{name} is not a number from 0 to 86400: {number!r}"
+    return None
+
+
+def _ip_type_privileges(value: object) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"is not a mapping of ip-types: {value!r}"
+    for ip_type, sets in value.items():
+        why = _choice("exclusive", "shared")(ip_type)
+        if why:
+            return f"key {why}"
+        if not isinstance(sets, PrivilegeSets):
+            return f"{ip_type} is not a PrivilegeSets: {sets!r}"
+        for name in ("default", "required", "prohibited"):
+            why = _privileges(getattr(sets, name))
+            if why:
+                return f"{ip_type} {name} {why}"
+    return None
+
+
 def _ip_types(value: object) -> str | None:
     if not isinstance(value, frozenset) or not value or not value <= {"exclusive", "shared"}:
         return f"is not a frozenset of 'exclusive' and 'shared': {value!r}"
@@ -167,7 +246,7 @@ def _mount(mount: PlatformMount) -> str | None:
     return None
 
 
-def _placeholder(text: str) -> str | None:
+def _placeholder(text: str, known: frozenset[str] = PLACEHOLDERS) -> str | None:
     """None, or what is wrong with the ``{...}`` in a path."""
     from string import Formatter
 
@@ -176,8 +255,8 @@ def _placeholder(text: str) -> str | None:
     except ValueError as error:
         return f"{text!r} cannot be filled in: {error}"
     for name in names:
-        if name not in PLACEHOLDERS:
-            return f"{{{name}}} is not known{did_you_mean(name, PLACEHOLDERS)}"
+        if name not in known:
+            return f"{{{name}}} is not known{did_you_mean(name, known)}"
     return None
 
 
@@ -207,19 +286,63 @@ CHECKS: Final[Mapping[str, Check]] = {
     "init": _absolute,
     "init_arguments": _words,
     "init_environment": _environment,
-    "login_command": _command,
+    "init_terminal": _boolean,
+    "base": _base,
+    "restart": _restart,
+    "login_command": _login_command,
+    "forced_login_command": _login_command,
+    "user_command": _login_command,
     "shutdown_command": _command,
     "shutdown_signal": _signal,
     "default_privileges": _privileges,
     "required_privileges": _privileges,
     "prohibited_privileges": _privileges,
     "ip_types": _ip_types,
+    "ip_type_privileges": _ip_type_privileges,
+    "cgroup": _choice(*CGROUPS),
     "delegate_cgroup": _boolean,
+    "mandatory_label": _boolean,
     "mounts": _mounts,
     "zone_mounts": _mounts,
     "devices": _devices,
     "links": _links,
+    "more_mounts": _mounts,
+    "more_zone_mounts": _mounts,
+    "more_devices": _devices,
+    "more_links": _links,
     "scratch_mount": _boolean,
     "install_deadline_s": _seconds,
     "uninstall_deadline_s": _seconds,
 }
+
+
+def init_fault(program: object) -> str | None:
+    """What is wrong with what ``init_program`` returned: None, or the end of a sentence that begins with the brand."""
+    if not isinstance(program, InitProgram):
+        return f"is no InitProgram: {program!r}"
+    if _text(program.path) or not program.path or ("/" in program.path and _absolute(program.path)):
+        return f"path is neither an absolute path nor a plain name: {program.path!r}"
+    if not isinstance(program.arguments, tuple) or any(
+        not isinstance(word, str) or "\0" in word for word in program.arguments
+    ):
+        return f"arguments is not a tuple of texts: {program.arguments!r}"
+    ids = (program.uid, program.gid, *program.groups)
+    if not all(isinstance(number, int) and 0 <= number < IDS_PER_ZONE for number in ids):
+        return f"holds an id that no zone has: {ids!r}"
+    named: tuple[tuple[str, Check, object], ...] = (
+        ("environment", _variables, program.environment),
+        ("folder", _absolute, program.folder),
+        ("shutdown_command", _command, program.shutdown_command),
+        ("shutdown_signal", _signal, program.shutdown_signal),
+    )
+    return next((f"{name} {why}" for name, check, value in named if (why := check(value))), None)
+
+
+def _variables(value: object) -> str | None:
+    """As ``_environment``, but values may have more than one line: they come from images, not from brands."""
+    if not isinstance(value, Mapping):
+        return f"is not a mapping of texts: {value!r}"
+    for name, text in value.items():
+        if _text(name) or not name or "=" in name or not isinstance(text, str) or "\0" in text:
+            return f"has an impossible entry: {name!r}"
+    return None

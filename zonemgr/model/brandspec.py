@@ -6,8 +6,9 @@ Paths may hold ``{zonepath}`` (the zone's directory on the host), ``{root}`` (it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,71 @@ class DeviceLink:
 
     path: str
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitProgram:
+    """What process 1 of a zone becomes when it boots.  All paths and ids are the zone's own.
+
+    ``path`` without a slash is looked for in the PATH of ``environment``.  ``terminal``: the console is the program's
+    controlling terminal; an init that starts terminals for others wants it free, as the kernel gives it.
+    ``reaped``: the program is no init, so it becomes the child of a minimal process 1 that reaps orphans, passes
+    signals on and ends when the program ends, with its status; ``folder``, ``uid``, ``gid`` and ``groups`` are for
+    such a program.
+    ``shutdown_signal`` is sent to process 1 by ``shutdown`` when there is no ``shutdown_command``.
+    """
+
+    path: str
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    terminal: bool = True
+    reaped: bool = False
+    folder: str = "/"
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    shutdown_command: tuple[str, ...] = ()
+    shutdown_signal: str = ""
+
+
+Fate = Literal["halt", "reboot"]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """What becomes of a zone whose init ends (the reference's restartinit and its younger relatives).
+
+    A process 1 cannot be replaced in its pid namespace, so starting init again is a reboot of the zone.  ``ended``
+    is for an exit with status 0, ``failed`` for any other status and for a signal, ``rebooted`` for a reboot that the
+    zone asked for itself (``reboot(2)``); a halt that it asked for is a halt.
+    A reboot that comes less than ``quick_s`` seconds after its boot is a quick one.  ``free`` of them in a row are
+    done at once; from then on each waits, 2 seconds and twice as long each time, up to ``delay_max_s``.
+    """
+
+    ended: Fate = "halt"
+    failed: Fate = "halt"
+    rebooted: Fate = "reboot"
+    quick_s: float = 10.0
+    free: int = 3
+    delay_max_s: float = 60.0
+
+    def delay_s(self, quick: int) -> float:
+        """Seconds to wait before the ``quick``-th quick reboot in a row."""
+        return 0.0 if quick <= self.free else min(2.0 ** min(quick - self.free, 32), self.delay_max_s)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivilegeSets:
+    """Privileges by what they are to a zone: had unless it says otherwise, needed, and never had."""
+
+    default: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    prohibited: frozenset[str] = frozenset()
+
+    def __or__(self, other: PrivilegeSets) -> PrivilegeSets:
+        return PrivilegeSets(
+            self.default | other.default, self.required | other.required, self.prohibited | other.prohibited
+        )
 
 
 class PlatformBrand(Protocol):

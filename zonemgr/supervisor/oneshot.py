@@ -9,12 +9,15 @@ import os
 from dataclasses import asdict, dataclass
 
 from zonemgr.brandkit import loader
+from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.errors import Exit, UsageError, ZoneError
 from zonemgr.linux import netlink
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan as plans
 from zonemgr.model.bootargs import filter_bootargs
+from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import State
+from zonemgr.model.zone import Zone
 from zonemgr.platform import compose, undo
 from zonemgr.store import instance as instances
 from zonemgr.store import settings, snapshot, zones
@@ -24,6 +27,7 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import living_state
 from zonemgr.store.paths import Layout
+from zonemgr.supervisor import init
 
 UNKNOWN_BASE = 524288  # shown for a zone that has no id range yet
 
@@ -49,10 +53,8 @@ def _plan(layout: Layout, verb: str, zonename: str) -> plans.Plan:
         boot: tuple[plans.Op, ...] = ()
         if verb != "ready":
             words = filter_bootargs("", subject.zone.bootargs)
-            brand = loader.load(subject.zone.brand, layout)
-            boot = compose.compose_boot(
-                subject, words.init or brand.init, (*brand.init_arguments, *words.words)
-            )
+            program = _init_program(layout, subject.zone, words.init)
+            boot = compose.compose_boot(subject, program.path, (*program.arguments, *words.words))
         return plans.Plan(zonename, compose.compose_ready(subject), boot)
     if verb == "mount":
         brand = loader.load(subject.zone.brand, layout)
@@ -64,6 +66,12 @@ def _plan(layout: Layout, verb: str, zonename: str) -> plans.Plan:
     raise UsageError(
         "there is no plan for '{verb}': use ready, boot, reboot, mount, halt or unmount", verb=verb
     )
+
+
+def _init_program(layout: Layout, zone: Zone, asked: str | None) -> InitProgram:
+    if asked:
+        return InitProgram(asked)
+    return init.program_of(loader.load(zone.brand, layout), ZoneInfo.of(zone, str(layout.root)))
 
 
 @dataclass(frozen=True)

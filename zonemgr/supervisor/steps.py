@@ -8,6 +8,7 @@ get the names of the state at the request's arrival and of the command, as the r
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zonemgr.brandkit import hooks, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
@@ -22,7 +24,8 @@ from zonemgr.errors import BrandError, PlatformError, ZoneError, message
 from zonemgr.linux import mounts, namespaces, paths, process, procfs, seccomp
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan, privileges
-from zonemgr.model.bootargs import filter_bootargs
+from zonemgr.model.bootargs import BootArguments, filter_bootargs
+from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import Command, Notice, State
 from zonemgr.model.zone import Zone
 from zonemgr.platform import compose, runner, undo
@@ -35,10 +38,10 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.observe import living_state
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
+from zonemgr.supervisor import init as initprogram
 from zonemgr.supervisor import inzone, zsched
 from zonemgr.supervisor.anchor import SOCKET, Anchor, Hello, StubError
 from zonemgr.wire import packets
-
 
 _WITHOUT_BRAND = frozenset({Command.HALT, Command.UNMOUNT})
 
@@ -379,8 +382,8 @@ def _boot(transition: Transition) -> None:
         transition.say(text)
     if words.bad:
         transition.notice(Notice.BADARGS, " ".join(words.bad))
-    init = words.init or brand.init
-    arguments = (*brand.init_arguments, *words.words)
+    program = _init_program(transition, words)
+    init, arguments = program.path, program.arguments
     anchor = Anchor.connect(layout, zonename)
     try:
         hello = anchor.hello()
@@ -388,18 +391,31 @@ def _boot(transition: Transition) -> None:
             born = Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])
             stage = _late_stage(transition, instance, born)
             _in_zone_mounts(transition, stage, instance, init, arguments)
-            _check_init(stage, instance.root, init)
+            if "/" in init:
+                _check_init(stage, instance.root, init)
             _hook(transition, "boot", brand.boot)
             instance = instances.write(layout, instance.but(phase=Phase.BOOTING, booted_s=time.monotonic()))
             uuid = zones.read_entry(layout, zonename).uuid
-            program = seccomp.default_filter(layout.run / "seccomp")
-            _exec(anchor, instance, program, init, arguments, hello.fds["slave"], uuid)
+            rules = seccomp.default_filter(layout.run / "seccomp")
+            _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])
         finally:
             hello.close()
     finally:
         anchor.close()
     instances.write(layout, instance.but(phase=Phase.RUNNING))
     transition.publish(State.READY, State.RUNNING, instance.zone_id)
+
+
+def _init_program(transition: Transition, words: BootArguments) -> InitProgram:
+    """What process 1 becomes: the brand's choice with the boot arguments, or the init that was asked for (``-i``)."""
+    if words.init:
+        return InitProgram(words.init, words.words)
+    program = initprogram.program_of(transition.brand, transition.info())
+    if program.reaped:
+        if words.words:
+            transition.say("WARNING: the program of this zone takes no boot arguments")
+        return program
+    return dataclasses.replace(program, arguments=(*program.arguments, *words.words))
 
 
 def _late_stage(transition: Transition, instance: Instance, born: Born) -> Stage:
@@ -474,34 +490,11 @@ def _check_init(stage: Stage, root: str, init: str) -> None:
         raise PlatformError("{path} is not executable", path=root + init)
 
 
-def _exec(
-    anchor: Anchor,
-    instance: Instance,
-    program: bytes,
-    init: str,
-    arguments: tuple[str, ...],
-    slave_fd: int,
-    uuid: str,
-) -> None:
+def _exec(anchor: Anchor, order: dict[str, Any], rules: bytes, slave_fd: int) -> None:
     """Send the boot message; process 1 execs, or says which step failed."""
-    environment = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "TERM": "linux",
-        "container": "zonemgr",
-        "container_uuid": uuid,
-        "container_ttys": "",
-    }
-    message_ = {
-        "op": "boot",
-        "init": init,
-        "arguments": [init, *arguments],
-        "environment": environment,
-        "capabilities": list(instance.capabilities),
-        "no_new_privs": instance.no_new_privs,
-        "locked_bytes": instance.locked_bytes,
-    }
+    init = order["init"]
     try:
-        anchor.stub(message_, (slave_fd,), program)
+        anchor.stub(order, (slave_fd,), rules)
     except StubError as error:
         if error.stage == "exec" and error.errno:
             raise PlatformError(
@@ -684,15 +677,16 @@ def shutdown(transition: Transition) -> None:
     brand = transition.brand
     if instance is None or instance.init is None:
         raise PlatformError("unable to shutdown zone")
-    if not brand.shutdown_command and brand.shutdown_signal:
+    program = initprogram.program_of(brand, transition.info())
+    if not program.shutdown_command and program.shutdown_signal:
         init_fd = inzone.open_init(instance)
-        process.pidfd_signal(init_fd, _signal_number(brand.shutdown_signal))
+        process.pidfd_signal(init_fd, _signal_number(program.shutdown_signal))
         os.close(init_fd)
         return
     deadline_s = transition.settings.hook_s
     try:
         status = inzone.run(
-            transition.layout, instance, brand.shutdown_command, say=transition.say, deadline_s=deadline_s
+            transition.layout, instance, program.shutdown_command, say=transition.say, deadline_s=deadline_s
         )
     except (ZoneError, OSError) as error:
         raise PlatformError("unable to shutdown zone: {why}", why=error) from None

@@ -18,6 +18,7 @@ from typing import Any
 
 from zonemgr.linux import caps, namespaces, process, pty, seccomp
 from zonemgr.model.states import PARKED_NAME
+from zonemgr.supervisor import reaper
 from zonemgr.wire import packets
 
 
@@ -97,14 +98,14 @@ def _seal(_head: dict[str, Any], _fds: list[int], _tail: bytes, _channel: socket
 def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.socket) -> dict[str, Any]:
     """Become init.  Returns only when that failed; success closes the channel, which closes on exec."""
     (slave,) = fds
-    with _Stage("console"):
-        os.setsid()
-        pty.set_controlling(slave)
-        for standard in (0, 1, 2):
-            os.dup2(slave, standard)
+    reaped = head.get("reaped", False)
     os.umask(0o022)
-    process.close_fds([0, 1, 2, channel.fileno()])
-    fds.clear()
+    if not reaped:
+        with _Stage("console"):
+            os.setsid()
+            _open_console(slave, head.get("terminal", True))
+        process.close_fds([0, 1, 2, channel.fileno()])
+        fds.clear()
     with _Stage("keyring"):
         process.new_session_keyring("zone")
     with _Stage("limits"):
@@ -118,10 +119,37 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
     if tail:
         with _Stage("seccomp"):
             seccomp.install(tail)
-    process.reset_signals()
+    candidates = head.get("candidates") or [head["init"]]
     with _Stage("exec"):
-        os.execve(head["init"], head["arguments"], head["environment"])
+        if reaped:
+            _boot_below(head, candidates, slave)
+        process.reset_signals()
+        reaper.execute(candidates, head["arguments"], head["environment"])
     return {"stage": "exec", "errno": 0}
+
+
+def _open_console(slave: int, terminal: bool) -> None:
+    if terminal:
+        pty.set_controlling(slave)
+    for standard in (0, 1, 2):
+        os.dup2(slave, standard)
+
+
+def _boot_below(head: dict[str, Any], candidates: list[str], slave: int) -> None:
+    """Start a program that is no init, and be its process 1.  Never returns; closing the channel tells of success."""
+    program = reaper.Program(
+        candidates=candidates,
+        arguments=head["arguments"],
+        environment=head["environment"],
+        folder=head["folder"],
+        uid=head["uid"],
+        gid=head["gid"],
+        groups=head["groups"],
+    )
+    pid = reaper.start(program, lambda: _open_console(slave, head["terminal"]))
+    process.set_name("init")
+    process.set_title("init")
+    reaper.reap(pid)
 
 
 _OBEY: dict[str, Callable[[dict[str, Any], list[int], bytes, socket.socket], dict[str, Any]]] = {

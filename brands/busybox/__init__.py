@@ -1,0 +1,1 @@
+"""The busybox brand."""
