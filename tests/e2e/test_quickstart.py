@@ -51,7 +51,7 @@ def quickstart(env: dict[str, str], *arguments: str, status: int = 0) -> subproc
 
 
 def test_the_program_and_its_brands_come_from_the_wheel(env: dict[str, str], command: Path) -> None:
-    words = [command.with_name("python"), "-I", "-c", "import zonemgr; print(zonemgr.__file__)"]
+    words = [str(command.with_name("python")), "-I", "-c", "import zonemgr; print(zonemgr.__file__)"]
     place = subprocess.run(words, env=env, cwd="/", capture_output=True, text=True, check=True).stdout.strip()
     assert str(command.parent.parent) in place
     brands = subprocess.run([command, "brands"], env=env, cwd="/", capture_output=True, text=True, check=True)

@@ -29,7 +29,7 @@ def build(folder: Path) -> Path:
         shutil.copytree(CHECKOUT / room, copy / room, ignore=unwanted)
     for file in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy2(CHECKOUT / file, copy)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     _run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=copy)
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -42,7 +42,7 @@ def install(wheel: Path, folder: Path) -> Path:
     """
     _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     (packages,) = folder.glob("lib/python*/site-packages")
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python")]
     _run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder.parent)
     # Behind the environment's own packages, which come first.
     (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
