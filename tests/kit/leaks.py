@@ -134,8 +134,15 @@ def _processes(is_ours: IsOurs) -> Iterator[str]:
             if parent is not None:
                 parents[int(entry.name)] = parent
     for pid in parents:
-        if pid != os.getpid() and (_descends(pid, parents) or _marked(pid) or _in_our_cgroup(pid, is_ours)):
+        if pid == os.getpid() or _is_over(pid, parents[pid]):
+            continue
+        if _descends(pid, parents) or _marked(pid) or _in_our_cgroup(pid, is_ours):
             yield _description(pid)
+
+
+def _is_over(pid: int, parent: int) -> bool:
+    """A zombie that only waits for the host's init, which collects orphans in its own time."""
+    return parent == 1 and _stat(Path(f"/proc/{pid}")).split()[:1] == ["Z"]
 
 
 def _stat(folder: Path) -> str:

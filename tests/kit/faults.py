@@ -1,0 +1,181 @@
+"""Faults at every step of a transition, planted in a supervisor before it serves (``tests.kit.nursery``).
+
+A *point* is a moment in a worker: before an op acts (it is in the ledger already), or before one of the functions
+below is called.  Points are numbered as a transition passes them, so a walk first runs the transition with a fault that
+only writes the names down, and then once for each point and kind of fault.  Only ``perform`` is watched: the recovery
+of what a fault has broken runs undisturbed.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import mmap
+import os
+import select
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from zonemgr.errors import PlatformError
+from zonemgr.model import plan
+from zonemgr.platform import undo
+from zonemgr.store import instance as instances
+from zonemgr.store import snapshot
+from zonemgr.store.ledger import Ledger
+from zonemgr.supervisor import steps, worker
+from zonemgr.supervisor.steps import Transition
+
+TEXT: Final = "a fault was planted here"
+
+
+class Kind(enum.Enum):
+    """What happens at the point."""
+
+    NOTE = "note"  # nothing: the names of the points are written down
+    FAIL = "fail"
+    WORKER = "kill the worker"
+    SUPERVISOR = "kill the supervisor"
+    ZSCHED = "kill zsched"
+    BOTH = "kill zsched, then the supervisor"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: at the ``number``-th point (from 0) that a worker performing ``command`` passes."""
+
+    kind: str
+    command: str
+    number: int = -1
+    notes: str = ""  # the file that NOTE writes
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+# Each is a point whenever it is called.  Attributes of what the worker calls through, as "owner, name".
+_FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
+    (steps, "pre"),
+    (steps, "post"),
+    (steps, "_bring_up"),
+    (steps, "_verify"),
+    (steps, "_in_zone_mounts"),
+    (steps, "_check_init"),
+    (steps, "_hook"),
+    (steps, "_exec"),
+    (steps, "_kill_all"),
+    (steps, "_take_back"),
+    (steps, "_unmount"),
+    (steps, "_dismiss"),
+    (steps._Builder, "_adopt_birth"),
+    (steps._Builder, "keep_console"),
+    (steps._Builder, "seal"),
+    (steps._Builder, "commit"),
+    (snapshot, "create"),
+    (snapshot, "destroy"),
+    (instances, "write"),
+    (instances, "forget"),
+    (undo, "network"),
+    (undo, "everything"),
+    (Ledger, "undone"),
+    (Ledger, "clear"),
+    (Transition, "publish"),
+)
+
+
+class _Walker:
+    """Counts points in the worker and does what the fault says."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.kind = Kind(fault.kind)
+        self.transition: Transition | None = None  # None: not in the worker that the fault is for
+        self.passed = 0
+        self.notes_fd = -1
+        self.struck = mmap.mmap(-1, 1)  # shared with the workers: a fault strikes once in a supervisor's life
+
+    def begin(self, transition: Transition) -> None:
+        """The worker begins what the fault is for.  From here it may go where no file of the host has its name."""
+        self.transition = transition
+        if self.kind is Kind.NOTE:
+            self.notes_fd = os.open(self.fault.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def pass_by(self, name: str) -> None:
+        if self.transition is None:
+            return
+        number, self.passed = self.passed, self.passed + 1
+        if self.kind is Kind.NOTE:
+            os.write(self.notes_fd, f"{name}\n".encode())
+        elif number == self.fault.number and not self.struck[0]:
+            self.struck[0] = 1
+            self._strike()
+
+    def _strike(self) -> None:
+        match self.kind:
+            case Kind.FAIL:
+                raise PlatformError(TEXT)
+            case Kind.WORKER:
+                _end(os.getpid())
+            case Kind.SUPERVISOR:
+                _end(os.getppid())
+            case Kind.ZSCHED:
+                self._kill_zsched()
+            case Kind.BOTH:
+                self._kill_zsched()
+                _end(os.getppid())
+
+    def _kill_zsched(self) -> None:
+        assert self.transition is not None
+        instance = instances.read(self.transition.layout, self.transition.zonename)
+        if instance is not None and instance.zsched is not None and instance.zsched.alive:
+            pid_fd = os.pidfd_open(instance.zsched.pid)
+            signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+            select.select([pid_fd], [], [])
+            os.close(pid_fd)
+
+
+def _end(pid: int) -> NoReturn:
+    """Kill, and never act again: the worker dies with its supervisor."""
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        signal.pause()
+
+
+def plant(fault: Fault) -> None:
+    """Plant a fault in this process, which is about to become a supervisor."""
+    walker = _Walker(fault)
+    for owner, name in _FUNCTIONS:
+        setattr(owner, name, _watched(getattr(owner, name), name.strip("_"), walker))
+    worker.perform = _watched_perform(worker.perform, walker)
+
+
+def _watched(function: Callable[..., Any], name: str, walker: _Walker) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        walker.pass_by(_named(name, arguments))
+        return function(*arguments, **options)
+
+    return call
+
+
+def _named(name: str, arguments: tuple[Any, ...]) -> str:
+    if name == "hook":
+        return f"hook {arguments[1]}"
+    if name == "write":
+        return f"record {arguments[1].phase.value}"
+    return name.replace("_", " ")
+
+
+def _watched_perform(perform: Callable[..., bool], walker: _Walker) -> Callable[..., bool]:
+    @functools.wraps(perform)
+    def call(transition: Transition, procedure: Any) -> bool:
+        def step(op: plan.Op) -> None:
+            walker.pass_by(f"op {op.describe()}")
+
+        if transition.command.value == walker.fault.command:
+            transition.step = step
+            walker.begin(transition)
+        return perform(transition, procedure)
+
+    return call

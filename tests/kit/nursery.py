@@ -1,0 +1,204 @@
+"""A process in which everything is loaded: its forks are the zonemgr command, with supervisors that are forks as well.
+
+A command costs milliseconds there instead of the start of two interpreters, so that a test can afford hundreds.  What
+runs is the product's own code (``program.serve`` is callable after a fork as well as after an exec); the only thing
+that differs is how a supervisor is started.  ``fault`` plants one fault (``tests.kit.faults``) in the first supervisor
+that the command starts, and nowhere else.
+
+The process speaks JSON lines on its standard input and output; the side of the tests is ``Nursery``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.kit.instance import CHECKOUT, Failed, Instance
+from zonemgr.linux import process
+
+DEADLINE_S: Final = 60
+_LOADED: Final = (
+    "click",
+    "cgroupspy",
+    "pyroute2",
+    "hashlib",
+    "tomllib",
+    "zonemgr.brandkit.loader",
+    "zonemgr.cli.lifecycle",
+    "zonemgr.cli.list",
+    "zonemgr.cli.login",
+    "zonemgr.cli.main",
+    "zonemgr.linux.audit",
+    "zonemgr.linux.cgroup.v1",
+    "zonemgr.linux.cgroup.v2",
+    "zonemgr.linux.inotify",
+    "zonemgr.linux.netlink",
+    "zonemgr.supervisor.program",
+    "zonemgr.supervisor.serve",
+    "zonemgr.wire.start",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Nursery:
+    """The tests' side.  One for a module; close it."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "LC_ALL": "C.UTF-8"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kit.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=CHECKOUT,
+        )
+        assert self._process.stdout
+        self._process.stdout.readline()  # it is loaded, and has its name
+
+    def run(
+        self, instance: Instance, *words: str, check: bool | int = True, fault: dict[str, Any] | None = None
+    ) -> Done:
+        """Run ``zonemgr WORDS`` for an instance.  ``check`` as ``Instance.run`` has it."""
+        assert self._process.stdin and self._process.stdout
+        request = {"root": str(instance.root), "words": words, "fault": fault}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise Failed("the nursery is gone")
+        done = Done(**json.loads(line))
+        wanted = 0 if check is True else check
+        if check is not False and done.status != wanted:
+            said = f"{done.stdout}{done.stderr}"
+            raise Failed(f"zonemgr {' '.join(words)}: status {done.status}, expected {wanted}\n{said}")
+        return done
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=DEADLINE_S)
+
+
+@contextlib.contextmanager
+def nursery() -> Iterator[Nursery]:
+    """A nursery for the length of a block."""
+    new = Nursery()
+    try:
+        yield new
+    finally:
+        new.close()
+
+
+# -- the process ------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Load everything, then serve requests until the end of the input."""
+    for name in _LOADED:
+        importlib.import_module(name)
+    # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
+    process.set_title("nursery")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line))), flush=True)
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _be_the_command(request, outputs)
+    _pid, status = os.waitpid(pid, 0)
+    texts = []
+    for fd in outputs:
+        size = os.fstat(fd).st_size
+        texts.append(os.pread(fd, size, 0).decode(errors="replace"))
+        os.close(fd)
+    return {"status": os.waitstatus_to_exitcode(status), "stdout": texts[0], "stderr": texts[1]}
+
+
+def _be_the_command(request: dict[str, Any], outputs: list[int]) -> None:
+    """The child: never returns."""
+    code = 70
+    try:
+        signal.alarm(DEADLINE_S)
+        null_fd = os.open(os.devnull, os.O_RDONLY)
+        for number, fd in enumerate((null_fd, *outputs)):
+            os.dup2(fd, number)
+        os.closerange(3, 256)
+        os.environ["ZONEMGR_ROOT"] = request["root"]
+        _fork_supervisors(request["fault"])
+        from zonemgr.cli.main import main as zonemgr
+
+        zonemgr(request["words"])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _fork_supervisors(fault: dict[str, Any] | None) -> None:
+    """In this process and its children a supervisor is started by a fork; the first one gets the fault."""
+    from zonemgr.store.paths import Layout
+    from zonemgr.wire import start
+
+    faults = [fault] if fault else []
+
+    def spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
+        mine = faults.pop() if faults else None
+        pid = os.fork()
+        if pid == 0:
+            _be_the_starter(layout, zonename, ready_fd, mine)
+        return pid
+
+    start._spawn = spawn
+
+
+def _be_the_starter(layout: Any, zonename: str, ready_fd: int, fault: dict[str, Any] | None) -> None:
+    from tests.kit import faults
+    from zonemgr.supervisor import program
+    from zonemgr.wire import start
+
+    status = 70
+    try:
+        os.setsid()
+        environment = start.environment()
+        os.environ.clear()
+        os.environ.update(environment)
+        if fault:
+            faults.plant(faults.Fault(**fault))
+        os.dup2(ready_fd, 3)
+        os.closerange(4, 256)
+        status = program.serve(layout, zonename, 3)
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    if not Path(sys.argv[0]).name.startswith("nursery"):
+        raise SystemExit("not for people")
+    main()
