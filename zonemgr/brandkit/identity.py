@@ -18,6 +18,12 @@ def reset(root_path: str, old: str, hostname: str) -> None:
     """Forget in the root what must not exist twice, and rename it from ``old`` to ``hostname``.  Raises OSError."""
     with RootDir(root_path) as root:
         personal.forget_identity(root, machine_id=personal.new_machine_id())
+    rename(root_path, old, hostname)
+
+
+def rename(root_path: str, old: str, hostname: str) -> None:
+    """Put the new host name where the root's own files have the old one.  Raises OSError."""
+    with RootDir(root_path) as root:
         for name in ("/etc/hostname", "/etc/hosts"):
             _rename_in(root, name, old, hostname)
 

@@ -49,11 +49,15 @@ def require_root(verb: str) -> None:
 def check(session: Session, verb: str, name: str) -> Observation:
     """The courtesy checks of section 6.1 of the reference.  Raises ZoneError."""
     from zonemgr.model.grid import client_check, name_check
+    from zonemgr.store import journal
     from zonemgr.store.observe import observe
     from zonemgr.wire.start import refuse_from_within
 
     require_root(verb)
     name_check(verb, name)
+    if journal.pending(session.layout, name):
+        with administration(session.layout, name, say_of(session, name)):
+            pass  # whoever takes the lock mends what a verb has left behind
     seen = observe(session.layout, name)
     client_check(verb, seen.state if seen.state.active else None, seen.state)
     refuse_from_within(name)
@@ -61,16 +65,31 @@ def check(session: Session, verb: str, name: str) -> Observation:
 
 
 @contextmanager
-def administration(layout: Layout, name: str) -> Iterator[None]:
-    """The zone's administration lock; who finds it taken is told so at once.  Raises BusyError."""
+def administration(layout: Layout, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """The zone's administration lock; who finds it taken is told so at once.  Raises BusyError.
+
+    A move or rename of the zone that was interrupted is finished or undone first.
+    """
+    from zonemgr.store import journal
+
     make_directory(layout.zone_run(name), 0o700)
     lock = FileLock(layout.zone_run(name) / "admin.lock")
     if not lock.acquire(blocking=False):
         raise BusyError(BUSY)
     try:
+        if journal.pending(layout, name):
+            _mend(layout, name, say)
         yield
     finally:
         lock.release()
+
+
+def _mend(layout: Layout, name: str, say: Callable[[str], None]) -> None:
+    from zonemgr.brandkit import relocate
+
+    say("mending what an interrupted move or rename has left")
+    with undisturbed():
+        relocate.recover(layout, name, say)
 
 
 @contextmanager

@@ -47,6 +47,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Copy and carry": {
         "clone": _verb("clone", "clone", "Make a new zone from an installed one.", "zonemgr clone web web2"),
+        "move": _verb("move", "move", "Move a zone's files to another folder.", "zonemgr move web /zones/web"),
+        "rename": _verb("move", "rename", "Give a zone another name.", "zonemgr rename web www"),
     },
     "Run": {
         "ready": _verb("lifecycle", "ready", "Make a zone's platform, start nothing.", "zonemgr ready web"),

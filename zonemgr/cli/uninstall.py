@@ -37,8 +37,8 @@ def _uninstall(session: Session, name: str, arguments: Sequence[str], force: boo
     seen = check(session, "uninstall", name)
     if not force and not _confirmed(name):
         return Exit.OK
-    _tell_supervisor(session.layout, name)
-    with administration(session.layout, name):
+    tell_supervisor(session.layout, name)
+    with administration(session.layout, name, say_of(session, name)):
         seen = check(session, "uninstall", name)
         _destroy(session, seen, arguments, force)
     return Exit.OK
@@ -52,7 +52,7 @@ def _confirmed(name: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _tell_supervisor(layout: Layout, name: str) -> None:
+def tell_supervisor(layout: Layout, name: str) -> None:
     """A supervisor that still lives tells its console client and leaves.  Whether it does changes nothing for us."""
     from zonemgr.wire import varlink
     from zonemgr.wire.client import Client, EmptyReply, RemoteError, connect

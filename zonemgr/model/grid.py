@@ -299,6 +299,9 @@ CLIENT_RULES: Final[Mapping[str, ClientRule]] = {
     "move": ClientRule(Live.FORBIDDEN, _BOOTABLE),
     "attach": ClientRule(Live.FORBIDDEN, _ALREADY_THERE, {State.INSTALLED: "is already installed."}),
     "mark": ClientRule(Live.FORBIDDEN),
+    "rename": ClientRule(Live.FORBIDDEN, {State.INCOMPLETE: "zone is incomplete; uninstall required."}),
+    "export": ClientRule(Live.FORBIDDEN, _BOOTABLE),
+    "import": ClientRule(Live.FORBIDDEN, _ALREADY_THERE),
     "verify": ClientRule(refusals={State.INCOMPLETE: "zone is incomplete; uninstall required."}),
     "sysboot": ClientRule(
         refusals=_all_but(State.INSTALLED, "{command} operation is invalid for {state} zones.")

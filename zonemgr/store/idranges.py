@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +63,15 @@ def release(layout: Layout, name: str, *, registry: Path = REGISTRY) -> None:
         kept = [found for found in ranges if not _is_of(found, layout, name)]
         if len(kept) != len(ranges):
             _write(registry, kept)
+
+
+def rename(layout: Layout, name: str, new_name: str, *, registry: Path = REGISTRY) -> None:
+    """The zone's range is that of its new name; nothing happens when it has none.  Raises PlatformError."""
+    with _lock(registry):
+        ranges = _read(registry)
+        renamed = [replace(found, zonename=new_name) if _is_of(found, layout, name) else found for found in ranges]
+        if renamed != ranges:
+            _write(registry, renamed)
 
 
 def _lock(registry: Path) -> FileLock:

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 MAKES_ZONEPATH: Final = frozenset({"install", "clone", "move"})
 MAKES_ROOT: Final = frozenset({"install", "clone"})
-DETACHED_MARKER: Final = "SUNWdetached.xml"
+DETACHED_MARKER: Final = "SUNWdetached.json"
 NFS_MAGIC: Final = 0x6969
 REFUSED_TYPES: Final = frozenset(
     {"proc", "sysfs", "mntfs", "autofs", "cachefs", "cgroup", "cgroup2", "devtmpfs"}

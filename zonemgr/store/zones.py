@@ -159,6 +159,12 @@ def update_entry(layout: Layout, name: str, **changes: object) -> Entry:
     return entry
 
 
+def put_entry(layout: Layout, entry: Entry) -> None:
+    """Write a whole entry, of a zone that is coming under this name."""
+    with index_lock(layout):
+        _write(layout, entry)
+
+
 def set_state(layout: Layout, name: str, state: State) -> Entry:
     """Write the zone's state on disk.  The uuid follows the reference, section 6.6: none while configured, a new one
     with every incomplete, kept from there to installed."""
