@@ -15,6 +15,8 @@ from zonemgr.model.brandspec import (
     DeviceRule,
     InitProgram,
     PlatformMount,
+    PrivilegeSets,
+    RestartPolicy,
 )
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "InitProgram",
     "NotCompleted",
     "PlatformMount",
+    "PrivilegeSets",
+    "RestartPolicy",
     "UsageError",
     "ZoneInfo",
 ]

@@ -269,7 +269,16 @@ def _device_name(name: str, what: str) -> str | None:
 def _devices(value: object) -> str | None:
     if not isinstance(value, tuple) or not all(isinstance(rule, DeviceRule) for rule in value):
         return "is not a tuple of DeviceRule"
-    return next((why for rule in value if (why := _device_name(rule.match, "match"))), None)
+    return next((why for rule in value if (why := _device(rule))), None)
+
+
+def _device(rule: DeviceRule) -> str | None:
+    why = _device_name(rule.match, "match")
+    if rule.name:
+        if any(letter in rule.match for letter in "*?["):
+            return f"holds {rule!r}: a pattern cannot be renamed"
+        why = why or _device_name(rule.name, "name")
+    return why or (_choice("exclusive", "shared")(rule.ip_type) if rule.ip_type else None)
 
 
 def _links(value: object) -> str | None:

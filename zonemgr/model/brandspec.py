@@ -30,10 +30,16 @@ class PlatformMount:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRule:
-    """A device of the host's /dev that appears in the zone's (``match`` is a path below /dev, or a shell pattern)."""
+    """A device of the host's /dev that appears in the zone's (``match`` is a path below /dev, or a shell pattern).
+
+    ``name`` is what the zone sees it as, when that differs (``match`` is then one device).  ``ip_type`` limits the
+    rule to zones of one ip-type.  An ``optional`` device is left out when the host has none.
+    """
 
     match: str
     optional: bool = False
+    name: str = ""
+    ip_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from zonemgr.errors import ConfigError, PlatformError
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import plan
-from zonemgr.model.brandspec import PlatformBrand, PlatformMount
+from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
 from zonemgr.model.zone import FsResource, NetResource, Zone
 from zonemgr.store.instance import Mode
 from zonemgr.store.paths import Layout
@@ -140,10 +140,21 @@ def _kernel_mounts(mode: Mode) -> list[tuple[str, plan.Op]]:
 
 def _device_tree(subject: Subject) -> plan.DeviceTree:
     brand = subject.brand
-    names = [rule.match for rule in brand.devices]
+    names = [_device(rule) for rule in brand.devices if _applies(rule, subject.zone.ip_type)]
     if subject.mode is Mode.BOOT:
         names += [device.match.removeprefix("/dev/") for device in subject.zone.device]
     return plan.DeviceTree(tuple(names), tuple(f"{link.path}>{link.target}" for link in brand.links))
+
+
+def _applies(rule: DeviceRule, ip_type: str) -> bool:
+    """Whether the zone gets the device: its ip-type is meant, and the host has one or must have."""
+    if rule.ip_type not in ("", ip_type):
+        return False
+    return not rule.optional or os.path.exists(f"/dev/{rule.match}")
+
+
+def _device(rule: DeviceRule) -> str:
+    return f"{rule.match}>{rule.name}" if rule.name else rule.match
 
 
 def _tree(subject: Subject) -> list[plan.Op]:

@@ -413,10 +413,12 @@ def _make_folder(parent_fd: int, name: str, owner: int) -> None:
     os.chown(name, owner, owner, dir_fd=parent_fd)
 
 
-def _device(dev_fd: int, pattern: str, stage: Stage) -> None:
+def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
+    """``NAME``, a shell pattern, or ``NAME>NAME IN THE ZONE``."""
+    pattern, _, renamed = wanted.partition(">")
     matches = glob.glob(pattern, root_dir="/dev") if any(c in pattern for c in "*?[") else [pattern]
-    for name in matches:
-        source = f"/dev/{name}"
+    for match in matches:
+        source, name = f"/dev/{match}", renamed or match
         try:
             mode = os.lstat(source).st_mode
         except FileNotFoundError:
