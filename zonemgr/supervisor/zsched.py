@@ -151,6 +151,9 @@ class Zsched:
         except OSError:
             if client in self.clients:
                 self._drop(client)
+        except (LookupError, TypeError, ValueError):  # a request without what its verb needs
+            packets.close_all(fds)
+            self._drop(client)
 
     # -- the verbs ------------------------------------------------------------------------------------------
 

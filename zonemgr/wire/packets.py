@@ -31,8 +31,9 @@ def send(sock: socket.socket, head: dict[str, Any], fds: Iterable[int] = (), tai
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int], bytes] | None:
-    """Receive one packet: head, descriptors (close-on-exec), tail.  None at end of file; TimeoutError by the
-    socket's time-out.
+    """Receive one packet: head, descriptors (close-on-exec), tail.  None at end of file.
+
+    TimeoutError by the socket's time-out; ValueError for nonsense.
     """
     data, ancillary, _flags, _address = sock.recvmsg(
         PACKET_MAX, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
@@ -46,8 +47,15 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int], bytes] | No
     if not data:
         close_all(fds)
         return None
-    head, _newline, tail = data.partition(b"\n")
-    return json.loads(head), fds, tail
+    text, _newline, tail = data.partition(b"\n")
+    try:
+        head = json.loads(text)
+        if not isinstance(head, dict):
+            raise ValueError("a packet without a head")
+    except (ValueError, RecursionError):
+        close_all(fds)
+        raise ValueError("not a packet") from None
+    return head, fds, tail
 
 
 def close_all(fds: Iterable[int]) -> None:

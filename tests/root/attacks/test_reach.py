@@ -17,10 +17,11 @@ from tests.root.attacks.inside import ask
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
 
-# What belongs to namespaces of the zone's own.
-OWN_SETTINGS = ("net/", "user/", "fs/mqueue/", "kernel/msg", "kernel/sem", "kernel/shm", "kernel/auto_msgmni")
-# Of the pid and uts namespaces; what a kernel does not separate yet it refuses by itself.
-OWN_SETTINGS += ("kernel/ns_last_pid", "kernel/domainname", "kernel/hostname", "kernel/pid_max")
+# What belongs to namespaces of the zone's own; what a kernel does not separate it refuses by itself.
+OWN_SETTINGS = (
+    *("net/", "user/", "fs/mqueue/", "kernel/msg", "kernel/sem", "kernel/shm", "kernel/auto_msgmni"),
+    *("kernel/ns_last_pid", "kernel/pid_max", "kernel/domainname", "kernel/hostname"),
+)
 
 
 def test_no_setting_of_the_host_can_be_written(web: Instance) -> None:
@@ -157,8 +158,8 @@ neighbour = {neighbour!r}
 def look(where):
     os.makedirs("/tmp/group", exist_ok=True)
     seen = {{}}
-    for kind, options in [("cgroup2", None)] + [("cgroup", name) for name in
-            ("memory", "pids", "cpu", "cpuset", "devices", "freezer", "blkio", "rdma", "none,name=systemd", "none,name=x")]:
+    names = "memory pids cpu cpuset devices freezer blkio rdma none,name=systemd none,name=x"
+    for kind, options in [("cgroup2", None)] + [("cgroup", name) for name in names.split()]:
         error = mount("none", "/tmp/group", kind, 0, options)
         if error:
             continue
@@ -218,7 +219,7 @@ def test_abstract_sockets_of_the_host_are_not_there(web: Instance) -> None:
 
 def test_no_socket_or_folder_of_the_manager_is_in_the_zone(web: Instance) -> None:
     program = """
-found = [path for path in ("/run/zonemgr", "/var/lib/zonemgr", "/etc/zonemgr", "/var/log/zonemgr") if os.path.exists(path)]
+found = [path for path in ("/run", "/var/lib", "/etc", "/var/log") if os.path.exists(path + "/zonemgr")]
 found += [line for line in open("/proc/net/unix") if "zonemgr" in line or "door" in line or "zsched" in line]
 answer(found)
 """
@@ -231,7 +232,8 @@ def test_the_way_out_by_parent_folders_ends_at_the_root(web: Instance, secret: P
 secret = {str(secret)!r}
 def readable(path):
     return os.path.exists(path)
-seen = {{path: readable(path + secret) for path in ("", "/proc/1/root", "/proc/1/cwd", "/proc/self/root", "/proc/self/cwd")}}
+starts = ("", "/proc/1/root", "/proc/1/cwd", "/proc/self/root", "/proc/self/cwd")
+seen = {{start: readable(start + secret) for start in starts}}
 os.makedirs("/tmp/jail", exist_ok=True)
 top = os.open("/", os.O_RDONLY)
 os.chroot("/tmp/jail")
