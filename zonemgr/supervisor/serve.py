@@ -8,6 +8,7 @@ in the ledger, and nothing here is more than a way to get at them.  It never blo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -464,6 +465,8 @@ class Supervisor:
             instance = seen.instance if seen else None
             if instance is None or instance.generation != request.generation or not state.active:
                 return  # the life that it speaks of is over
+            if instance.phase is Phase.HALTING:
+                return  # init ended because somebody halts the zone, who has had an answer
         cell = decide(state, request.command)
         if isinstance(cell, Refuse):
             self._finish(request, False, [cell.text(state, request.command)])
@@ -544,7 +547,12 @@ class Supervisor:
         if packet is None:
             self._worker_ended()
             return
-        head = packet[0]
+        self._hear(worker, packet[0])
+        if worker.done is not None:
+            self._worker_ended()
+
+    def _hear(self, worker: Worker, head: dict[str, Any]) -> None:
+        """One packet of a worker."""
         if "say" in head:
             self._say(head["say"])
         elif "notice" in head:
@@ -554,7 +562,6 @@ class Supervisor:
             packets.send(worker.sock, {"ok": True})
         elif "done" in head:
             worker.done = head
-            self._worker_ended()
 
     def _say(self, text: str) -> None:
         """A line for the requester while the work goes on; an upcall's go to the system log."""
@@ -600,10 +607,8 @@ class Supervisor:
             return False
         if packet is None:
             return False
-        if "say" in packet[0]:
-            self._say(packet[0]["say"])
-        elif "done" in packet[0]:
-            worker.done = packet[0]
+        with contextlib.suppress(BrokenPipeError):  # it waits for no answer any more
+            self._hear(worker, packet[0])
         return True
 
     def _crashed(self, request: Request) -> None:

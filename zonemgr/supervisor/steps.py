@@ -184,7 +184,7 @@ def ready(transition: Transition, mode: Mode) -> None:
     try:
         _bring_up(transition, mode)
         post(transition, transition.state, Command.READY)
-    except ZoneError:
+    except Exception:
         _post_ignored(transition, State.READY, Command.HALT)
         raise
 
@@ -215,7 +215,7 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             builder.commit()
         finally:
             builder.close()
-    except ZoneError as error:
+    except Exception as error:  # also a full disk and a bug of ours: nothing may stay behind
         try:
             _take_back(transition, ledger)
         except (ZoneError, OSError) as second:
@@ -366,7 +366,7 @@ def boot(transition: Transition) -> None:
     try:
         _boot(transition)
         post(transition, transition.state, Command.BOOT)
-    except ZoneError:
+    except Exception:
         _post_ignored(transition, State.RUNNING, Command.HALT)
         raise
 
@@ -482,7 +482,7 @@ def _check_init(stage: Stage, root: str, init: str) -> None:
             os.close(init_fd)
         except OSError as error:
             raise PlatformError(
-                "could not stat {path}: {why}", path=root + init, why=error.strerror
+                "could not stat {path}: {why}", path=root + init, why=os.strerror(error.errno or 0)
             ) from None
         finally:
             os.close(root_fd)
@@ -511,8 +511,9 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
     zone shutting_down or down, where halt may be tried again."""
     pre(transition, transition.state, Command.HALT)
     try:
-        teardown(transition)
-    except ZoneError as error:
+        if not teardown(transition):
+            raise PlatformError("unable to get zoneid")
+    except Exception as error:
         if not transition.recovering:
             error.add_note("unable to destroy zone")
         raise
@@ -523,17 +524,15 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
     post(transition, transition.state, Command.HALT)
 
 
-def teardown(transition: Transition) -> None:
+def teardown(transition: Transition) -> bool:
     """vplat_teardown, in the reference's order (3.5).  Every part may be run again; the first real obstacle
-    ends it.
+    ends it.  False when there was nothing to tear down.
     """
     layout, zonename = transition.layout, transition.zonename
     instance = instances.read(layout, zonename)
     ledger = transition.ledger
     if instance is None and not ledger.pending():
-        if transition.recovering:
-            return
-        raise PlatformError("unable to get zoneid")
+        return False
     old = living_state(instance) if instance else None
     if instance is not None:
         if instance.phase is not Phase.HALTING:
@@ -543,6 +542,7 @@ def teardown(transition: Transition) -> None:
         _hook(transition, "halt", transition.brand.halt)
     _take_back(transition, ledger)
     transition.publish(State.SHUTTING_DOWN, State.INSTALLED, instance.zone_id if instance else None)
+    return True
 
 
 def _kill_all(transition: Transition, instance: Instance) -> None:

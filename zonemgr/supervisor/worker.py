@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zonemgr.errors import PlatformError, ZoneError, message
+from zonemgr.errors import InternalError, PlatformError, ZoneError, message
 from zonemgr.linux import audit, process
 from zonemgr.linux.cgroup import Part
 from zonemgr.model.grid import Procedure, Step
@@ -154,7 +154,7 @@ def perform(transition: Transition, procedure: Procedure) -> bool:
     for step in procedure.steps:
         try:
             _step(transition, procedure, step)
-        except (ZoneError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was begun is taken back
             failed = step
             _fail(transition, procedure, step, _as_zone_error(error))
             break
@@ -167,8 +167,21 @@ def perform(transition: Transition, procedure: Procedure) -> bool:
     return failed is None
 
 
-def _as_zone_error(error: ZoneError | OSError) -> ZoneError:
-    return error if isinstance(error, ZoneError) else PlatformError("{why}", why=str(error))
+def _as_zone_error(error: Exception) -> ZoneError:
+    """What the operator is told; of a bug of ours the system log gets all."""
+    if isinstance(error, ZoneError):
+        return error
+    found: ZoneError
+    if isinstance(error, OSError):
+        found = PlatformError("{why}", why=error)
+    else:
+        import traceback
+
+        log.error("".join(traceback.format_exception(error)))
+        found = InternalError("internal error: {kind}: {why}", kind=type(error).__name__, why=error)
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
 
 
 def _step(transition: Transition, procedure: Procedure, step: Step) -> None:
@@ -197,8 +210,8 @@ def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneE
         transition.recovering = True
         try:
             steps.halt(transition, rebooting=procedure.rebooting)
-        except ZoneError as second:
-            _explain(transition, second)
+        except Exception as second:  # noqa: BLE001
+            _explain(transition, _as_zone_error(second))
     notice = procedure.failure_notice(step)
     if notice is not None:
         transition.notice(notice, "")
