@@ -47,8 +47,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Copy and carry": {
         "clone": _verb("clone", "clone", "Make a new zone from an installed one.", "zonemgr clone web web2"),
+        "detach": _verb("attach", "detach", "Take a zone's files out of this host's hands.", "zonemgr detach web"),
+        "attach": _verb("attach", "attach", "Take detached files back as a zone.", "zonemgr attach web"),
         "move": _verb("move", "move", "Move a zone's files to another folder.", "zonemgr move web /zones/web"),
         "rename": _verb("move", "rename", "Give a zone another name.", "zonemgr rename web www"),
+        "mark": _verb("mark", "mark", "Correct the record of a zone's state.", "zonemgr mark web incomplete"),
     },
     "Run": {
         "ready": _verb("lifecycle", "ready", "Make a zone's platform, start nothing.", "zonemgr ready web"),

@@ -74,14 +74,14 @@ def _destroy(session: Session, seen: Observation, arguments: Sequence[str], forc
     say = say_of(session, name)
     where = zones.read_entry(layout, name).zonepath
     zonepath.refuse_mounts(f"{where}/root", say)
-    _claim(layout, name)
+    claim(layout, name, "uninstall")
     _brand_part(session, seen, arguments, force)
     with undisturbed():
         zonepath.cleanup(where, say)
         forget(layout, name)
 
 
-def _claim(layout: Layout, name: str) -> None:
+def claim(layout: Layout, name: str, verb: str) -> None:
     """Make the zone incomplete, unless a boot was faster: it may have begun since we looked.  Raises StateError."""
     from zonemgr.store import zones
     from zonemgr.store.observe import observe
@@ -92,7 +92,7 @@ def _claim(layout: Layout, name: str) -> None:
     if state.active:
         zones.set_state(layout, name, before.state)
         zones.update_entry(layout, name, uuid=before.uuid)
-        raise StateError("uninstall operation is invalid for {state} zones.", state=state.label)
+        raise StateError("{verb} operation is invalid for {state} zones.", verb=verb, state=state.label)
 
 
 def _brand_part(session: Session, seen: Observation, arguments: Sequence[str], force: bool) -> None:

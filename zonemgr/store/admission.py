@@ -1,0 +1,72 @@
+"""A configuration that came from elsewhere, with an archive or a detached root: what it may say, and what grants.
+
+Whoever made the archive is not this host's administrator.  What reaches past the zone's own root and its own network
+link (folders and devices of the host, more privileges than the brand's, links of the host, rights of the host's users)
+is taken out, one line each, unless the administrator says that the source is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zonemgr.errors import ConfigError, message
+from zonemgr.model import privileges
+from zonemgr.model.zone import Zone
+from zonemgr.store.config import Draft
+
+_OWN_TYPES = frozenset({"tmpfs"})  # file systems that show nothing of the host
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A setting that gives a zone something of the host's.  ``index`` is None for a property."""
+
+    kind: str
+    index: int | None
+    text: str
+
+
+def grants(zone: Zone, default_privileges: frozenset[str], bridge: str) -> Iterator[Grant]:
+    """What in a configuration grants.  ``default_privileges`` are the brand's, ``bridge`` the host's default one."""
+    if zone.privileged:
+        yield Grant("privileged", None, message("privileged = true"))
+    if zone.limitpriv and _exceeds(zone.limitpriv, default_privileges):
+        yield Grant("limitpriv", None, message("limitpriv = {text}", text=zone.limitpriv))
+    for index, fs in enumerate(zone.fs):
+        if fs.type not in _OWN_TYPES or fs.raw:
+            yield Grant("fs", index, message("fs {dir} ({special})", dir=fs.dir, special=fs.special or fs.type))
+    for index, net in enumerate(zone.net):
+        if net.physical or (net.anet and net.anet != bridge):
+            link = net.physical or net.anet
+            yield Grant("net", index, message("net {link}", link=link))
+    for index, device in enumerate(zone.device):
+        yield Grant("device", index, message("device {match}", match=device.match))
+    for index, dataset in enumerate(zone.dataset):
+        yield Grant("dataset", index, message("dataset {name}", name=dataset.name))
+    for index, admin in enumerate(zone.admin):
+        yield Grant("admin", index, message("admin {user}", user=admin.user))
+
+
+def _exceeds(limitpriv: str, default: frozenset[str]) -> bool:
+    try:
+        found = privileges.capabilities(
+            limitpriv, default=default, required=frozenset(), prohibited=frozenset()
+        )
+    except ConfigError:
+        return True
+    return not found.capabilities <= privileges.expand(default)
+
+
+def disarm(draft: Draft, default_privileges: frozenset[str], bridge: str) -> list[str]:
+    """Take out of the draft what grants; what was taken, as text.  Raises ConfigError."""
+    found = list(grants(draft.zone(), default_privileges, bridge))
+    for grant in reversed(found):  # so that the places of those that are still to go stay right
+        if grant.index is None:
+            draft.clear((), grant.kind)
+        else:
+            draft.remove(grant.kind, grant.index)
+    left = list(grants(draft.zone(), default_privileges, bridge))
+    if left:
+        raise ConfigError("cannot take {what} out of the configuration", what=left[0].text)
+    return [grant.text for grant in found]
