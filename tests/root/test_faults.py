@@ -89,18 +89,16 @@ class Walk:
         try:
             said = self._reach(command, Fault(kind.value, command, number))
             state = self.state
-            if "reset" in said:
-                import subprocess
-                return [said + subprocess.run("dmesg | tail -3; cat %s" % (self.instance.layout.zone_log("web")/"supervisor.log"), shell=True, capture_output=True, text=True).stdout]
             if kind is Kind.FAIL and TEXT not in said:
                 return [f"the failure is not told: {said!r}"]
             self.end()
             problems = [f"after halt: {line}" for line in self._left()]
-            self.zonemgr("boot")
-            if self.state is not State.RUNNING:
-                problems.append(f"boot ended {self.state.label}")
-            self.zonemgr("halt")
-            problems += [f"after boot and halt: {line}" for line in self._left()]
+            if state is not State.RUNNING:  # else a successor has booted it already
+                self.zonemgr("boot")
+                if self.state is not State.RUNNING:
+                    problems.append(f"boot ended {self.state.label}")
+                self.zonemgr("halt")
+                problems += [f"after boot and halt: {line}" for line in self._left()]
             return [f"{line} (the fault left it {state.label})" for line in problems]
         except (Failed, AssertionError) as error:
             return [str(error)]

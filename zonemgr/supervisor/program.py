@@ -162,6 +162,9 @@ def _supervise(layout: Layout, zonename: str, starter: Starter) -> int:
     _warn(layout, zonename, starter)
     supervisor = Supervisor(layout, zonename, lock)
     supervisor.open()
+    if starter.descriptor < 0:  # zsched started us, for what another one may have done meanwhile: wait for nobody
+        supervisor.asked = True
+        supervisor.loop.after(0, lambda: None)
     gc.collect()
     gc.freeze()
     starter.ready()
