@@ -322,7 +322,7 @@ def test_a_broken_file_is_named_with_its_line_and_can_be_mended(zonemgr: Zonemgr
 def test_help_knows_every_property(zonemgr: Zonemgr) -> None:
     zonemgr("create", "web", "--no-net")
     assert "takes effect: reinstall" in zonemgr("config", "web", "help", "brand").out
-    assert "no effect yet" in zonemgr("config", "web", "help", "device").out
+    assert "no effect yet" in zonemgr("config", "web", "help", "dataset").out
     assert "commands: create, set" in zonemgr("config", "web", "help").out
 
 

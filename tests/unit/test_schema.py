@@ -167,7 +167,13 @@ def test_a_control_in_its_simple_form_becomes_the_property() -> None:
 
 
 def test_what_has_no_effect_is_named() -> None:
-    assert read(FULL).without_effect() == ["fs-allowed", "device", "dataset", "admin", "rctl zone.max-frobs"]
+    assert read(FULL).without_effect() == [
+        "fs-allowed",
+        "dataset",
+        "admin",
+        "net allowed-address",
+        "rctl zone.max-frobs",
+    ]
 
 
 def test_the_snapshot_is_lossless() -> None:

@@ -106,7 +106,8 @@ class _Host:
 
 def _blocks_of_text(text: str) -> Iterator[Block]:
     """The resources and properties of ``zonecfg export`` output."""
-    kind, values, start = "", {}, 0  # type: str, dict[str, list[str]], int
+    kind, start = "", 0
+    values: dict[str, list[str]] = {}
     for line in configtext.commands(text, numbered=True):
         command, words = line.words[0], line.words[1:]
         if command == "add" and not kind and words:
@@ -192,7 +193,9 @@ def _element(element: Element) -> Iterator[Block]:
         yield Block(element.tag, {})
         return
     kind, renamed = _ELEMENTS[element.tag]
-    values = {renamed.get(name, name): (value,) for name, value in element.attrib.items() if value}
+    values: dict[str, tuple[str, ...]] = {
+        renamed.get(name, name): (value,) for name, value in element.attrib.items() if value
+    }
     if kind == "dedicated-cpu" and "ncpu_min" in values:
         low, high = values.pop("ncpu_min")[0], values.pop("ncpu_max", values.get("ncpu_min", ("",)))[0]
         values["ncpus"] = (low if high in ("", low) else f"{low}-{high}",)

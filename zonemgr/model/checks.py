@@ -136,6 +136,14 @@ def size_from(low_bytes: int, low_text: str) -> Check:
     return check
 
 
+def bandwidth(value: object) -> str:
+    """Bits a second with a unit: 100M, 2.5G."""
+    given = text(value)
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMG]?", given) or float(given.rstrip("KMG")) <= 0:
+        raise Refused(f"must be a number of bits a second such as 100M, not '{given}'")
+    return given
+
+
 def one_of(*choices: str) -> Check:
     """One of a few words."""
 

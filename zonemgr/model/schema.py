@@ -174,6 +174,17 @@ GLOBAL_PROPERTIES: Final = (
     Property(
         "best-effort", checks.boolean, "boot even when a limit cannot be applied", Form.BOOLEAN, False,
     ),
+    Property(
+        "file-mac-profile",
+        checks.one_of("none", "strict", "fixed-configuration", "flexible-configuration"),
+        "how much of the zone's own root it may change", effect=False,
+    ),
+    Property(
+        "autoshutdown", checks.one_of("shutdown", "halt"), "what happens when the host shuts down", effect=False,
+    ),
+    Property(
+        "boot-priority", checks.one_of("high", "normal", "low"), "who boots first with the host", effect=False,
+    ),
     Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER),
     Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER),
     Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER),
@@ -208,10 +219,20 @@ NET: Final = Resource(
         ),
         Property(
             "allowed-address", checks.list_of(checks.allowed_address), "addresses the zone may use", Form.LIST, (),
+            effect=False,
         ),
         Property("defrouter", checks.list_of(checks.router_address), "default routers", Form.LIST, ()),
         Property("mac-address", checks.mac_address, "the link's Ethernet address", aliases=("mac-addr",)),
         Property("mtu", checks.number_from(576, 65535), "the link's largest packet, in bytes", Form.NUMBER),
+        Property(
+            "vlan-id", checks.number_from(1, 4094), "the VLAN of the link's bridge port", Form.NUMBER, effect=False,
+        ),
+        Property("maxbw", checks.bandwidth, "most bits a second each way, such as 100M", effect=False),
+        Property(
+            "link-protection",
+            checks.list_of(checks.one_of("mac-nospoof", "ip-nospoof", "dhcp-nospoof", "restricted")),
+            "what the zone may not forge", Form.LIST, (), effect=False,
+        ),
     ),
     key=("anet", "physical", "address"),
     aliases=("anet",),
@@ -220,7 +241,7 @@ NET: Final = Resource(
 DEVICE: Final = Resource(
     "device", "devices of the host that appear in the zone",
     (Property("match", checks.device_match, "a path or pattern below /dev", required=True),),
-    key=("match",), effect=False,
+    key=("match",),
 )  # fmt: skip
 
 ATTR: Final = Resource(

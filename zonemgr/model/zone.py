@@ -64,6 +64,9 @@ class NetResource:
     defrouter: tuple[str, ...] = ()
     mac_address: str | None = None
     mtu: int | None = None
+    vlan_id: int | None = None
+    maxbw: str | None = None
+    link_protection: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,9 @@ class Zone:
     hostname: str | None = None
     privileged: bool = False
     best_effort: bool = False
+    file_mac_profile: str | None = None
+    autoshutdown: str | None = None
+    boot_priority: str | None = None
     cpu_shares: int | None = None
     max_lwps: int | None = None
     max_processes: int | None = None
@@ -222,7 +228,20 @@ class Zone:
         kinds = [
             kind.name for kind in schema.RESOURCES.values() if not kind.effect and getattr(self, kind.field)
         ]
-        return rows + kinds + [f"rctl {control.name}" for control in self.rctl]
+        return rows + kinds + self._parts_without_effect() + [f"rctl {control.name}" for control in self.rctl]
+
+    def _parts_without_effect(self) -> list[str]:
+        """As ``kind property``: resources that have an effect, with a property that has none yet."""
+        found = []
+        for kind in schema.RESOURCES.values():
+            if not kind.effect:
+                continue
+            value = getattr(self, kind.field)
+            for item in (value,) if kind.single and value is not None else value or ():
+                for row in kind.properties:
+                    if not row.effect and getattr(item, row.field) not in (None, ()):
+                        found.append(f"{kind.name} {row.name}")
+        return list(dict.fromkeys(found))
 
 
 def check_resource(kind: Resource, table: Mapping[str, Any]) -> None:

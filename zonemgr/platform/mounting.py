@@ -425,20 +425,43 @@ def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
             raise PlatformError("device {name} does not exist on the host", name=source) from None
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
             continue
-        parent = dev_fd
-        for part in name.split("/")[:-1]:
-            raise PlatformError("device {name}: folders below /dev are not supported", name=part)
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=parent))
-        tree_fd = mounts.open_tree(source)
-        target_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        folder_fd = _device_folder(dev_fd, name.split("/")[:-1], stage.uid_base)
         try:
-            _show_as_own(tree_fd, stage)
-            # On a read-only mount a device can be used, but not have its mode or owner, the host's, changed.
-            mounts.set_attributes(tree_fd, set=mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
-            mounts.move_mount(tree_fd, target_fd)
+            _bind_device(source, folder_fd, name.rpartition("/")[2], stage)
         finally:
-            os.close(tree_fd)
-            os.close(target_fd)
+            os.close(folder_fd)
+
+
+def _device_folder(dev_fd: int, parts: list[str], owner: int) -> int:
+    """A descriptor of a folder below the zone's /dev, which is made when it is missing (``snd/*``, ``dri/*``)."""
+    folder_fd = os.dup(dev_fd)
+    for part in parts:
+        try:
+            _make_folder(folder_fd, part, owner)
+        except FileExistsError:
+            pass  # an earlier device made it
+        next_fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+        os.close(folder_fd)
+        folder_fd = next_fd
+    return folder_fd
+
+
+def _bind_device(source: str, folder_fd: int, name: str, stage: Stage) -> None:
+    try:
+        made_fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+    except FileExistsError:
+        return  # two rules name the same device
+    os.close(made_fd)
+    tree_fd = mounts.open_tree(source)
+    target_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        _show_as_own(tree_fd, stage)
+        # On a read-only mount a device can be used, but not have its mode or owner, the host's, changed.
+        mounts.set_attributes(tree_fd, set=mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
+        mounts.move_mount(tree_fd, target_fd)
+    finally:
+        os.close(tree_fd)
+        os.close(target_fd)
 
 
 def _show_as_own(tree_fd: int, stage: Stage) -> None:
