@@ -19,6 +19,7 @@ from zonemgr.brandkit import Brand, BrandError, NotCompleted, PlatformMount, Usa
 SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 INTERPRETER = Path("/usr/bin/python3")
 OLDEST_PYTHON = (3, 9)
+INIT = Path(__file__).with_name("init")  # not self.folder: brands are made from this one
 
 
 def _system_mounts() -> tuple[PlatformMount, ...]:
@@ -50,8 +51,8 @@ class Native(Brand):
     def verify(self, zone: ZoneInfo, command: str) -> None:
         """The host has what the zone will borrow, in the shape that the zone's root expects."""
         self._check_interpreter()
-        if not os.access(self.folder / "init", os.X_OK):
-            raise BrandError("{path} is not executable", path=self.folder / "init")
+        if not os.access(INIT, os.X_OK):
+            raise BrandError("{path} is not executable", path=INIT)
         if not os.path.isdir("/usr/local") or os.path.islink("/usr/local"):
             raise BrandError(
                 "/usr/local of this host is not a folder, the zone's own cannot be mounted there"
@@ -88,7 +89,7 @@ class Native(Brand):
         from . import skeleton  # not at the top: the brand is loaded for every transition
 
         if arguments:
-            raise UsageError("brand 'native' takes no install options; usage: zonemgr install NAME")
+            raise UsageError(f"brand '{self.name}' takes no install options; usage: zonemgr install NAME")
         if os.path.lexists(zone.root):
             raise BrandError("{root} exists already", root=zone.root)
         try:

@@ -58,6 +58,13 @@ def run_brand_hook(
     )
 
 
+def run_brand_hook_plain(brand: Brand, hook: str, *, deadline_s: float, say: Say) -> int:
+    """As ``run_brand_hook``, for a hook that is about the brand and no zone."""
+    if not brand.overrides(hook):
+        return HookExit.OK
+    return run_hook(getattr(brand, hook), name=f"brand '{brand.name}' {hook}", deadline_s=deadline_s, say=say)
+
+
 def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zonename: str = "") -> int:
     """Run ``call`` in a child of ours and return its exit status.  Raises HookError.
 

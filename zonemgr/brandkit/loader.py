@@ -1,6 +1,8 @@
 """Finding brands, loading them by path, and refusing broken ones with one line that names the file.
 
-A brand is a folder with a ``brand.py``.  The administrator's folder comes first, then the distribution's, then the
+A brand is a folder with a ``brand.py`` (or, without Python, a ``brand.toml``: see ``manifest``).  A brand with a
+``base`` becomes a class that derives from both: its own first, then the base's.
+The administrator's folder comes first, then the distribution's, then the
 shipped brands, and only what is in none of them is looked for among the entry points of installed packages (scanning
 those is slow). A module gets a private name in ``sys.modules``, so that a brand cannot shadow anything, and may
 import its own neighbours relatively.  What a brand declares is checked before any hook of it runs; whether its mounts
@@ -13,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -24,6 +26,7 @@ from zonemgr.brandkit import contract
 from zonemgr.brandkit.base import Brand
 from zonemgr.errors import BrandError
 from zonemgr.model import checks
+from zonemgr.model.brandspec import PlatformMount
 from zonemgr.model.checks import Refused
 from zonemgr.store.paths import Layout
 
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 ENTRY_POINTS: Final = "zonemgr.brands"
 DISTRIBUTION_FOLDER: Final = Path("/usr/lib/zonemgr/brands")
 FILE: Final = "brand.py"
+MANIFEST: Final = "brand.toml"
+HOOKS_FOLDER: Final = "hooks"
+FILES: Final = (FILE, MANIFEST)
+BASES_MAX: Final = 8  # brands derived from one another
 
 SHIPPED: Final = "shipped"
 DROP_IN: Final = "drop-in"
@@ -62,17 +69,33 @@ class _Place:
 
 def load(name: str, layout: Layout) -> Brand:
     """The brand of this name, checked.  Raises BrandError with one line."""
+    return _load(name, layout, ())
+
+
+def load_folder(folder: Path, layout: Layout) -> Brand:
+    """The brand in this very folder, wherever that is, checked.  Raises BrandError with one line."""
+    return _load_folder(folder, DROP_IN, layout, ())
+
+
+def _load(name: str, layout: Layout, below: tuple[str, ...]) -> Brand:
+    """``below`` are the places of the brands that derive from the one we look for, which is none of them."""
     try:
         checks.brand_name(name)
     except Refused as refused:
         raise BrandError("brand {why}", why=refused) from None
     for place in _places(layout):
-        if (place.folder / name / FILE).is_file():
-            return _load_folder(place.folder / name, place.source)
+        folder = place.folder / name
+        if _file_of(folder) and str(folder) not in below:
+            return _load_folder(folder, place.source, layout, below)
     for entry_point in _entry_points():
-        if entry_point.name == name:
-            return _load_entry_point(entry_point)
+        if entry_point.name == name and entry_point.value not in below:
+            return _load_entry_point(entry_point, layout, below)
     raise BrandError("brand '{name}' is not known{hint}", name=name, hint=_nearest(name, layout))
+
+
+def _file_of(folder: Path) -> Path | None:
+    """The file that makes the folder a brand, if it is one."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def discover(layout: Layout) -> list[Found]:
@@ -109,7 +132,7 @@ def _entry_points() -> tuple[EntryPoint, ...]:
 
 def _names_in(folder: Path) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if (folder / name / FILE).is_file())
+        return sorted(name for name in os.listdir(folder) if _file_of(folder / name))
     except OSError:
         return []
 
@@ -122,16 +145,16 @@ def _nearest(name: str, layout: Layout) -> str:
 def _all(layout: Layout) -> Iterator[Found]:
     for place in _places(layout):
         for name in _names_in(place.folder):
-            path = place.folder / name / FILE
+            path = _file_of(place.folder / name) or place.folder / name
             try:
-                brand = _load_folder(path.parent, place.source)
+                brand = _load_folder(path.parent, place.source, layout, ())
             except BrandError as error:
                 yield Found(name, place.source, "", "broken", error.text, str(path))
             else:
                 yield _found(brand, place.source, str(path))
     for entry_point in _entry_points():
         try:
-            brand = _load_entry_point(entry_point)
+            brand = _load_entry_point(entry_point, layout, ())
         except BrandError as error:
             yield Found(entry_point.name, ENTRY_POINT, "", "broken", error.text, entry_point.value)
         else:
@@ -150,8 +173,12 @@ def _hidden(found: Found) -> Found:
 # -- loading ----------------------------------------------------------------------------------------------------
 
 
-def _load_folder(folder: Path, source: str) -> Brand:
-    path = folder / FILE
+def _load_folder(folder: Path, source: str, layout: Layout, below: tuple[str, ...]) -> Brand:
+    path = _file_of(folder)
+    if path is None:
+        raise BrandError("{path}: holds neither {files}", path=folder, files=" nor ".join(FILES))
+    if all((folder / name).is_file() for name in FILES):
+        raise BrandError("{path}: holds both {files}", path=folder, files=" and ".join(FILES))
     try:
         checks.brand_name(folder.name)
     except Refused as refused:
@@ -160,13 +187,19 @@ def _load_folder(folder: Path, source: str) -> Brand:
         ) from None
     if source == DROP_IN:
         _check_owner(path)
+    if path.name == MANIFEST:
+        from zonemgr.brandkit import manifest  # not at the top: it loads the TOML parser
+
+        return _make(manifest.read(path), folder, path, layout, (*below, str(folder)))
     module = _execute(path)
-    return _make(_only_brand(module, path), folder, path)
+    return _make(_only_brand(module, path), folder, path, layout, (*below, str(folder)))
 
 
 def _check_owner(path: Path) -> None:
     """Hooks run as root, so nobody else may be able to write them."""
-    for place in (path, path.parent):
+    hooks = path.parent / HOOKS_FOLDER
+    programs = [hooks, *hooks.iterdir()] if path.name == MANIFEST and hooks.is_dir() else []
+    for place in (path, path.parent, *programs):
         status = place.stat()
         if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
             raise BrandError("{path}: refused, since others than root may write it", path=place)
@@ -231,7 +264,7 @@ def _only_brand(module: ModuleType, path: Path) -> type[Brand]:
     return last[0]
 
 
-def _load_entry_point(entry_point: EntryPoint) -> Brand:
+def _load_entry_point(entry_point: EntryPoint, layout: Layout, below: tuple[str, ...]) -> Brand:
     place = f"entry point {entry_point.name} = {entry_point.value}"
     try:
         cls: Any = entry_point.load()
@@ -241,16 +274,72 @@ def _load_entry_point(entry_point: EntryPoint) -> Brand:
         raise BrandError("{place}: is not a class derived from zonemgr.brandkit.Brand", place=place)
     module = sys.modules.get(cls.__module__)
     folder = Path(getattr(module, "__file__", None) or "/").parent
-    return _make(cls, folder, place, name=entry_point.name)
+    return _make(cls, folder, place, layout, (*below, entry_point.value), name=entry_point.name)
 
 
-def _make(cls: type[Brand], folder: Path, place: Path | str, name: str | None = None) -> Brand:
+def _make(
+    cls: type[Brand],
+    folder: Path,
+    place: Path | str,
+    layout: Layout,
+    below: tuple[str, ...],
+    name: str | None = None,
+) -> Brand:
+    own = (vars(above) for above in cls.__mro__ if above.__module__ == cls.__module__)
+    base = next((names["base"] for names in own if "base" in names), "")
+    if base and not contract.CHECKS["base"](base):
+        cls = _derive(cls, _load_base(base, name or folder.name, place, layout, below))
     for fault in contract.faults(cls, name or folder.name):
         raise BrandError("{place}: {fault}", place=place, fault=fault)
+    if cls.more_mounts or cls.more_zone_mounts or cls.more_devices or cls.more_links:
+        cls = _with_more(cls)
     try:
         return cls(folder)
     except Exception as error:
         raise BrandError("{place}: {error}", place=place, error=one_line(error)) from error
+
+
+# -- brands made from others --------------------------------------------------------------------------------------
+
+
+def _load_base(base: str, name: str, place: Path | str, layout: Layout, below: tuple[str, ...]) -> Brand:
+    if len(below) > BASES_MAX:
+        raise BrandError("{place}: base '{base}': more than {most} brands deep", place=place, base=base, most=BASES_MAX)
+    try:
+        if base.startswith("/"):
+            if base in below:
+                raise BrandError("goes round in circles")
+            return _load_folder(Path(base), DROP_IN, layout, below)
+        if base != name and any(os.path.basename(folder) == base for folder in below):
+            raise BrandError("goes round in circles")
+        return _load(base, layout, below)
+    except BrandError as error:
+        raise BrandError("{place}: base '{base}': {why}", place=place, base=base, why=error.text) from error
+
+
+def _derive(cls: type[Brand], base: Brand) -> type[Brand]:
+    """A class with ``cls`` first and then the base, whose ``{data}`` stays its own folder."""
+    own = {"__module__": cls.__module__}
+    folder = str(base.folder).replace("{", "{{").replace("}", "}}")
+    filled = {name: _fill_data(getattr(base, name), folder) for name in ("mounts", "zone_mounts")}
+    above = type(type(base).__name__, (type(base),), {**own, **filled, "more_mounts": (), "more_zone_mounts": ()})
+    try:
+        return type(cls.__name__, (cls, above), own)
+    except TypeError as error:  # cls itself derives from the class of its base
+        raise BrandError("{name}: {why}", name=cls.__name__, why=one_line(error)) from error
+
+
+def _fill_data(mounts: tuple[PlatformMount, ...], folder: str) -> tuple[PlatformMount, ...]:
+    return tuple(replace(mount, special=mount.special.replace("{data}", folder)) for mount in mounts)
+
+
+def _with_more(cls: type[Brand]) -> type[Brand]:
+    """A class with what it adds to its base's folded in."""
+    own: dict[str, Any] = {"__module__": cls.__module__}
+    for name in ("mounts", "zone_mounts", "devices", "links"):
+        own[name] = (*getattr(cls, name), *getattr(cls, f"more_{name}"))
+        own[f"more_{name}"] = ()
+    return type(cls.__name__, (cls,), own)
 
 
 def as_json(found: Found) -> Mapping[str, str]:

@@ -16,10 +16,13 @@ from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import HookExit
 from zonemgr.cli.install import (
     administration,
+    call_hook,
     check,
+    finish,
     forget,
     installed,
     require_root,
+    run_hook,
     say_of,
     undisturbed,
     verify_for,
@@ -33,6 +36,8 @@ from zonemgr.store.paths import Layout
 if TYPE_CHECKING:
     from zonemgr.brandkit.owners import Owners
     from zonemgr.brandkit.storage import Method
+
+POSTCLONE_FAILED: Final = "post-clone configuration failed."
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -148,22 +153,18 @@ class _Clone:
             status = int(HookExit.OK)
         if status == HookExit.OK:
             self._become_another()
-        return installed(self.session, self.info, status, "clone")
+            deadline_s = self.brand.install_deadline_s
+            if run_hook(self.session, self.brand, "postclone", self.info, arguments, deadline_s):
+                raise BrandError(POSTCLONE_FAILED)
+        status = installed(self.session, self.info, status, "clone")
+        return status or finish(self.session, self.brand, "postclone", self.info, arguments)
 
     def _by_hook(self, arguments: Sequence[str]) -> int:
-        from zonemgr.brandkit.hooks import HookError, run_brand_hook
-
         source = ZoneInfo.of(self.source, str(self.layout.root))
-        say = say_of(self.session, self.zone.zonename)
-        deadline_s = self.brand.install_deadline_s
-        try:
-            with undisturbed():
-                return run_brand_hook(
-                    self.brand, "clone", self.info, source, tuple(arguments), deadline_s=deadline_s, say=say
-                )
-        except HookError as error:
-            self.session.report(error, self.zone.zonename)
-            return HookExit.FATAL
+        return call_hook(
+            self.session, self.brand, "clone", self.info, source, tuple(arguments),
+            deadline_s=self.brand.install_deadline_s,
+        )  # fmt: skip
 
     def _by_copying(self, wanted: Method | None) -> None:
         from zonemgr.brandkit import zonepath
@@ -184,16 +185,27 @@ class _Clone:
 
     def _copy(self, wanted: Method | None) -> None:
         from zonemgr.brandkit import storage, zonepath
+        from zonemgr.brandkit.storage import Method
         from zonemgr.cli.progress import progress
 
         name, source, target = self.zone.zonename, self.source.zonepath, self.zone.zonepath
         zonepath.refuse_mounts(source, say_of(self.session, name))
         choice = storage.choose(source, target, wanted)
         self.session.note(choice.cost, name)
+        if choice.method is Method.BTRFS:
+            self._about_snapshot("presnap")
         with progress(self.session, f"cloning {self.source.zonename}", choice.size.size_bytes) as tick:
             storage.clone_root(source, target, choice.method, owners_of(self.layout, self.source.zonename), tick)
+        if choice.method is Method.BTRFS:
+            self._about_snapshot("postsnap")
         # A boot is no administration: it takes no lock that would have kept it out.
         refuse_source(self.layout, self.source.zonename)
+
+    def _about_snapshot(self, hook: str) -> None:
+        """What the brand does to the source around a snapshot."""
+        source = ZoneInfo.of(self.source, str(self.layout.root))
+        if call_hook(self.session, self.brand, hook, source, deadline_s=self.brand.install_deadline_s):
+            raise BrandError("{hook} of brand '{brand}' failed", hook=hook, brand=self.brand.name)
 
     def _become_another(self) -> None:
         """The copy's own identity: what every root has, then what its brand knows of.  Raises BrandError."""
@@ -223,7 +235,7 @@ def reset_identity(session: Session, brand: Brand, info: ZoneInfo, old: str, hos
         session.report(error, info.zonename)
         status = HookExit.FATAL
     if status:
-        raise BrandError("post-clone configuration failed.")
+        raise BrandError(POSTCLONE_FAILED)
 
 
 def owners_of(layout: Layout, name: str) -> Owners:

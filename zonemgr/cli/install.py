@@ -112,13 +112,20 @@ def say_of(session: Session, name: str) -> Callable[[str], None]:
 def run_hook(
     session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments: Sequence[str], deadline_s: float
 ) -> int:
+    """Run a hook that takes its verb's arguments; its exit status (see ``call_hook``)."""
+    return call_hook(session, brand, hook, info, tuple(arguments), deadline_s=deadline_s)
+
+
+def call_hook(
+    session: Session, brand: Brand, hook: str, info: ZoneInfo, *arguments: object, deadline_s: float
+) -> int:
     """Run a hook of the brand; its exit status.  One that did not end by itself has been reported, and is fatal."""
     from zonemgr.brandkit.hooks import HookError, run_brand_hook
 
     say = say_of(session, info.zonename)
     try:
         with undisturbed():
-            return run_brand_hook(brand, hook, info, tuple(arguments), deadline_s=deadline_s, say=say)
+            return run_brand_hook(brand, hook, info, *arguments, deadline_s=deadline_s, say=say)
     except HookError as error:
         session.report(error, info.zonename)
         return HookExit.FATAL
@@ -145,7 +152,8 @@ def _install(session: Session, name: str, arguments: Sequence[str]) -> int:
         zones.update_entry(layout, name, uid_base=base, brand=zone.brand, zonepath=zone.zonepath)
         info = ZoneInfo.of(zone, str(layout.root))
         status = run_hook(session, brand, "install", info, arguments, brand.install_deadline_s)
-        return installed(session, info, status, "install")
+        status = installed(session, info, status, "install")
+        return status or finish(session, brand, "postinstall", info, arguments)
 
 
 def verify_for(session: Session, zone: Zone, verb: str) -> None:
@@ -178,6 +186,16 @@ def installed(session: Session, info: ZoneInfo, status: int, verb: str) -> int:
             forget(layout, name)
         return Exit.USAGE if status == HookExit.USAGE else Exit.ERROR
     raise BrandError("{verb} of brand '{brand}' failed; uninstall cleans up", verb=verb, brand=info.config.brand)
+
+
+def finish(session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments: Sequence[str]) -> int:
+    """Run the hook that follows install or clone.  Raises BrandError, the zone being incomplete, when it fails."""
+    from zonemgr.store import zones
+
+    if run_hook(session, brand, hook, info, arguments, brand.install_deadline_s):
+        zones.set_state(session.layout, info.zonename, State.INCOMPLETE)
+        raise BrandError("{hook} of brand '{brand}' failed; uninstall cleans up", hook=hook, brand=brand.name)
+    return Exit.OK
 
 
 def forget(layout: Layout, name: str) -> None:

@@ -38,13 +38,15 @@ from zonemgr.linux import enter, passwd, process
 from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.linux.enter import Child, EnterError
 from zonemgr.linux.passwd import Account
-from zonemgr.model.states import State
+from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store.instance import Instance
 
 OURS: Final = 125  # the exit status when nothing could be run
 FAILSAFE: Final = Account("root", 0, 0, (0,), "/", "/bin/sh")
 FORWARDED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 TTY_GROUP: Final = 5
+USER_COMMAND_S: Final = 10.0  # for a brand's command that looks up a user in the zone
+USER_LINE_MAX: Final = 4096
 HANG_UP_S: Final = 2.0  # for a shell to end in good order once its terminal has gone
 TIOCGPTN: Final = 0x80045430  # the number of a pty; Python has no name for it
 
@@ -147,15 +149,64 @@ class Wish:
 
 def wish(entry: Entry, user: str | None, words: Sequence[str] | None, *, failsafe: bool, tty: bool) -> Wish:
     """What the options and words mean in this zone.  Raises ZoneError for an unknown user."""
-    account = FAILSAFE if failsafe else passwd.find_account(entry.root_fd, user or "root")
+    account = FAILSAFE if failsafe else _account(entry, user or "root")
     if words:
         return Wish(account, tuple(words), tty)
-    brands_own = entry.instance.login_command
+    instance = entry.instance
+    brands_own = (user and instance.forced_login_command) or instance.login_command
     if tty and brands_own and not failsafe:
         # The brand's login program changes to the user itself, and so starts as root.
-        argv = tuple(word.replace("{user}", account.name) for word in brands_own)
+        argv = _filled(brands_own, account.name)
         return Wish(Account(account.name, 0, 0, (0,), account.home, account.shell), argv, tty)
     return Wish(account, (account.shell, *(() if failsafe else ("-l",))), tty)
+
+
+def _filled(words: Sequence[str], user: str) -> tuple[str, ...]:
+    """A brand's command with its placeholders filled in."""
+    known = (("{user}", user), ("{zonename}", GLOBAL_ZONE))
+    return tuple(_replaced(word, known) for word in words)
+
+
+def _replaced(word: str, known: Sequence[tuple[str, str]]) -> str:
+    for old, new in known:
+        word = word.replace(old, new)
+    return word
+
+
+def _account(entry: Entry, user: str) -> Account:
+    """Who the user is in the zone: by the brand's own command where it has one, else by the zone's files."""
+    words = entry.instance.user_command
+    name, _, group = user.partition(":")
+    if not words or name.isdigit():
+        return passwd.find_account(entry.root_fd, user)
+    line = _output(entry, _filled(words, name))
+    fields = line.split(":")
+    if len(fields) != 7 or not (fields[2].isdigit() and fields[3].isdigit()):
+        raise ZoneError("the zone knows no user '{user}'", user=name)
+    if group:
+        return passwd.find_account(entry.root_fd, f"{fields[2]}:{group}")
+    uid, gid = int(fields[2]), int(fields[3])
+    return Account(fields[0], uid, gid, (gid,), fields[5] or "/", fields[6] or "/bin/sh")
+
+
+def _output(entry: Entry, argv: tuple[str, ...]) -> str:
+    """The first line that a command prints in the zone, as its root; empty when it fails or takes too long."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        child = spawn(entry, Wish(FAILSAFE, argv, tty=False), (null_fd, write_fd, null_fd))
+    except EnterError as error:
+        raise ZoneError("{why}", why=error.text) from error
+    finally:
+        os.close(write_fd)
+        os.close(null_fd)
+    with open(read_fd, "rb", buffering=0) as pipe:
+        if not process.wait_pidfd(child.pidfd, USER_COMMAND_S):
+            child.signal(signal.SIGKILL)
+        status = child.wait()
+        os.set_blocking(read_fd, False)
+        data = (pipe.read(USER_LINE_MAX) or b"") if status == 0 else b""
+    return data.decode(errors="replace").partition("\n")[0]
 
 
 def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
@@ -176,6 +227,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         groups=account.groups,
         capabilities=frozenset(instance.capabilities),
         seccomp=entry.seccomp,
+        label=instance.label,
         no_new_privs=instance.no_new_privs,
         stdio=stdio,
         tty_slave=wanted.tty,

@@ -74,8 +74,9 @@ def _destroy(session: Session, seen: Observation, arguments: Sequence[str], forc
     say = say_of(session, name)
     where = zones.read_entry(layout, name).zonepath
     zonepath.refuse_mounts(f"{where}/root", say)
+    _brand_part(session, "preuninstall", seen, arguments, force)
     claim(layout, name, "uninstall")
-    _brand_part(session, seen, arguments, force)
+    _brand_part(session, "uninstall", seen, arguments, force)
     with undisturbed():
         zonepath.cleanup(where, say)
         forget(layout, name)
@@ -95,19 +96,21 @@ def claim(layout: Layout, name: str, verb: str) -> None:
         raise StateError("{verb} operation is invalid for {state} zones.", verb=verb, state=state.label)
 
 
-def _brand_part(session: Session, seen: Observation, arguments: Sequence[str], force: bool) -> None:
-    """The brand's own uninstall."""
+def _brand_part(session: Session, hook: str, seen: Observation, arguments: Sequence[str], force: bool) -> None:
+    """A hook of the brand's.  Raises ZoneError when it fails, unless that is not to matter."""
     from zonemgr.brandkit import loader
     from zonemgr.store import zones
 
     layout, name = session.layout, seen.zonename
+    if hook == "preuninstall" and seen.state is not State.INSTALLED:
+        return
     try:
         zone = zones.load(layout, name)
         brand = loader.load(zone.brand, layout)
         info = ZoneInfo.of(zone, str(layout.root))
-        status = run_hook(session, brand, "uninstall", info, arguments, brand.uninstall_deadline_s)
+        status = run_hook(session, brand, hook, info, arguments, brand.uninstall_deadline_s)
         if status:
-            raise BrandError("uninstall of brand '{brand}' failed", brand=brand.name)
+            raise BrandError("{hook} of brand '{brand}' failed", hook=hook, brand=brand.name)
     except ZoneError as error:
         if not force:
             raise

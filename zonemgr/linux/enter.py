@@ -41,6 +41,7 @@ class Stage(enum.Enum):
 
     STDIO = "stdio"
     CGROUP = "cgroup"
+    LABEL = "label"
     TERMINAL = "terminal"
     NAMESPACES = "namespaces"
     USER = "user"
@@ -122,6 +123,7 @@ class _Orders:
     capabilities: frozenset[str]
     no_new_privs: bool
     install_filter: Callable[[], None] | None
+    take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
     die_with: int  # pidfd of the caller, or -1
@@ -194,6 +196,7 @@ def spawn_in_zone(
     groups: Sequence[int] = (),
     capabilities: frozenset[str],
     seccomp: bytes | None = None,
+    label: str = "",
     no_new_privs: bool = False,
     stdio: tuple[int, int, int] = (0, 1, 2),
     tty_slave: bool = False,
@@ -207,7 +210,8 @@ def spawn_in_zone(
 
     The caller has root's capabilities on the host. All ids are the zone's own; ``env`` is the whole
     environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
-    called with its pid before it goes in (for v1 hierarchies). ``tty_slave``: descriptor 0 becomes the
+    called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
+    under. ``tty_slave``: descriptor 0 becomes the
     controlling terminal. ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
     stage; OSError when the child could not be born.
     """
@@ -227,6 +231,7 @@ def spawn_in_zone(
         capabilities=capabilities,
         no_new_privs=no_new_privs,
         install_filter=_filter_installer(seccomp),
+        take_label=_label_taker(label),
         stdio=stdio,
         tty_slave=tty_slave,
         die_with=process.pidfd_open(os.getpid()) if die_with_parent else -1,
@@ -244,6 +249,17 @@ def _filter_installer(program: bytes | None) -> Callable[[], None] | None:
     from zonemgr.linux import seccomp  # only where there is a filter, and before the zone is entered
 
     return lambda: seccomp.install(program)
+
+
+def _label_taker(label: str) -> Callable[[], None] | None:
+    if not label:
+        return None
+    from zonemgr.linux import labels
+
+    module = labels.active()
+    if module is None:
+        raise PlatformError("the zone has the label '{label}', which no module of the kernel knows", label=label)
+    return lambda: labels.set_for_exec(module, label)
 
 
 def _spawn(
@@ -359,6 +375,9 @@ class _Child:
         if os.read(self.go_fd, 1) != b"g":
             os._exit(125)  # the caller has gone, or could not put us into the cgroups
         os.close(self.go_fd)
+        if self.orders.take_label is not None:
+            self.stage = Stage.LABEL  # through the host's /proc, and before our credentials change
+            self.orders.take_label()
         if self.orders.tty_slave:
             self.stage = Stage.TERMINAL
             pty.set_controlling(0)

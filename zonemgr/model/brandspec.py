@@ -131,6 +131,10 @@ class PlatformBrand(Protocol):
         """The devices of /dev."""
 
     @property
+    def cgroup(self) -> str:
+        """What is on /sys/fs/cgroup."""
+
+    @property
     def links(self) -> tuple[DeviceLink, ...]:
         """The symbolic links of /dev."""
 

@@ -1,6 +1,7 @@
 """Configuration and brand become a plan.
 
-Pure but for one question to the host: whether an optional ``special`` of a brand exists.  The order of the
+Pure but for two questions to the host: whether an optional thing of a brand exists, and which cgroups it has.  The
+order of the
 result is the order of execution: cgroup, zsched and namespaces, the mount tree sorted by directory (plain
 string comparison, as the reference's section 3.3 has it, so that ``/usr`` comes before ``/usr/local``),
 devices, masks, network, and the seal last.
@@ -13,6 +14,7 @@ import os
 from dataclasses import dataclass
 
 from zonemgr.errors import ConfigError, PlatformError
+from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import plan
 from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
@@ -34,6 +36,9 @@ MASKED = (
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq")
 READ_ONLY_PRIVILEGED = ("/proc/sys",)  # without a user namespace nothing else protects the host's settings
+
+CGROUP = "/sys/fs/cgroup"
+SYSTEMD = "name=systemd"  # the v1 hierarchy that only names groups
 
 _BIND_TYPES = ("bind", "lofs")
 _REFUSED_TYPES = ("proc", "sysfs", "mntfs", "autofs", "cachefs", "cgroup", "cgroup2", "devtmpfs")
@@ -126,16 +131,43 @@ def sysctls_of(zone: Zone) -> tuple[str, ...]:
 # -- mounts -----------------------------------------------------------------------------------------------------
 
 
-def _kernel_mounts(mode: Mode) -> list[tuple[str, plan.Op]]:
+def _kernel_mounts() -> list[tuple[str, plan.Op]]:
     mounts: list[plan.KernelFileSystem] = [
         plan.KernelFileSystem("devpts", "/dev/pts"),
         plan.KernelFileSystem("mqueue", "/dev/mqueue"),
         plan.KernelFileSystem("proc", "/proc"),
         plan.KernelFileSystem("sysfs", "/sys", read_only=True),
     ]
-    if mode is Mode.BOOT:
-        mounts.append(plan.KernelFileSystem("cgroup2", "/sys/fs/cgroup"))
     return [(op.directory, op) for op in mounts]
+
+
+def _cgroup_mounts(subject: Subject) -> list[tuple[str, plan.Op]]:
+    """What the guest finds on /sys/fs/cgroup: the generation that its brand asks for."""
+    match subject.brand.cgroup:
+        case "none":
+            return []
+        case "v1":
+            return _cgroups_v1(subject)
+        case _:
+            return [(CGROUP, plan.KernelFileSystem("cgroup2", CGROUP))]
+
+
+def _cgroups_v1(subject: Subject) -> list[tuple[str, plan.Op]]:
+    """The zone's own folder of each v1 hierarchy, where an old guest looks for it.
+
+    It may write in the hierarchy that has no controller, ``systemd``, and only look at the others: a v1 controller
+    is not safe in the hands of a guest.
+    """
+    zone_cgroup = ZoneCgroup(detect(), "zonemgr" + subject.layout.suffix, subject.zone.zonename)
+    named = zone_cgroup.hierarchy.controllers.get(SYSTEMD)
+    tree: list[tuple[str, plan.Op]] = [
+        (CGROUP, plan.FileSystem("tmpfs", "tmpfs", CGROUP, ("nosuid", "nodev", "noexec", "mode=755")))
+    ]
+    for mount, folder in zip(zone_cgroup.hierarchy.v1_mounts, zone_cgroup.v1_paths(), strict=True):
+        options = ("nosuid", "noexec", *(() if mount == named else ("ro",)))
+        place = f"{CGROUP}/{'systemd' if mount == named else mount.name}"
+        tree.append((place, plan.Bind(str(folder), place, options, idmap="none")))
+    return tree
 
 
 def _device_tree(subject: Subject) -> plan.DeviceTree:
@@ -159,7 +191,7 @@ def _device(rule: DeviceRule) -> str:
 
 def _tree(subject: Subject) -> list[plan.Op]:
     """The mount tree of a zone that boots."""
-    mounts = _kernel_mounts(subject.mode)
+    mounts = _kernel_mounts() + _cgroup_mounts(subject)
     mounts.append(("/dev", _device_tree(subject)))
     mounts.append(
         ("/dev/shm", plan.FileSystem("tmpfs", "tmpfs", "/dev/shm", ("nosuid", "nodev", "mode=1777")))
@@ -228,7 +260,7 @@ def _alternate_tree(subject: Subject) -> list[plan.Op]:
     zonepath = subject.zone.zonepath
     own = f"{zonepath}/root"
     ops: list[plan.Op] = [plan.ScratchRoot(subject.root, _host_links())]
-    mounts = _kernel_mounts(subject.mode)
+    mounts = _kernel_mounts()
     mounts.append(("/dev", _device_tree(subject)))
     mounts.append(("/a", plan.Bind(own, "/a", within=zonepath)))
     mounts.append(("/usr", plan.Bind("/usr", "/usr", ("ro", "nosuid"))))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zonemgr.linux.procfs import boot_id, is_alive
+from zonemgr.model.brandspec import RestartPolicy
 from zonemgr.store.files import read_json, write_json
 from zonemgr.store.paths import Layout
 
@@ -73,6 +74,10 @@ class Instance:
     capabilities: tuple[str, ...] = ()  # the bounding set
     seccomp: str = ""  # file of the compiled filter; empty: none
     login_command: tuple[str, ...] = ()
+    forced_login_command: tuple[str, ...] = ()
+    user_command: tuple[str, ...] = ()
+    label: str = ""  # mandatory label of every process; empty: none
+    restart: RestartPolicy = dataclasses.field(default_factory=RestartPolicy)  # what follows when init ends
     brand: str = ""
     ip_type: str = "exclusive"
     no_new_privs: bool = False
@@ -101,8 +106,9 @@ def _process(table: dict[str, int] | None) -> Process | None:
 def _from_json(table: dict[str, Any]) -> Instance:
     known = {field.name for field in dataclasses.fields(Instance)}
     values = {key: value for key, value in table.items() if key in known}
-    for name in ("cgroups_v1", "capabilities", "login_command"):
+    for name in ("cgroups_v1", "capabilities", "login_command", "forced_login_command", "user_command"):
         values[name] = tuple(values.get(name, ()))
+    values["restart"] = RestartPolicy(**table.get("restart", {}))
     values["mode"], values["phase"] = Mode(table["mode"]), Phase(table["phase"])
     values["zsched"], values["init"] = _process(table.get("zsched")), _process(table.get("init"))
     return Instance(**values)

@@ -10,6 +10,7 @@ from typing import Any
 from zonemgr.brandkit import contract, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError, ZoneError
+from zonemgr.linux import labels
 from zonemgr.linux.enter import DEFAULT_PATH
 from zonemgr.model.brandspec import InitProgram
 from zonemgr.store.instance import Instance
@@ -56,6 +57,8 @@ def boot_message(program: InitProgram, instance: Instance, uuid: str) -> dict[st
         "capabilities": list(instance.capabilities),
         "no_new_privs": instance.no_new_privs,
         "locked_bytes": instance.locked_bytes,
+        "label": instance.label,
+        "label_module": str(labels.active() or "") if instance.label else "",
     }
 
 

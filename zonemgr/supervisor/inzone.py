@@ -50,6 +50,7 @@ def run(
             env={"PATH": enter.DEFAULT_PATH, "container": "zonemgr", "HOME": "/root", "USER": "root"},
             capabilities=frozenset(instance.capabilities),
             seccomp=seccomp.default_filter(layout.run / "seccomp"),
+            label=instance.label,
             stdio=(null_fd, write_fd, write_fd),
             cgroup_fd=payload_fd,
             join_cgroups=lambda pid: _join(instance, pid),

@@ -20,6 +20,7 @@ from zonemgr import __version__
 from zonemgr.errors import BrandError, ConfigError, Exit, ZoneError, message
 from zonemgr.linux import process
 from zonemgr.linux.cgroup import Part
+from zonemgr.model.brandspec import Fate, RestartPolicy
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
 from zonemgr.store import events, files, settings
@@ -47,9 +48,7 @@ IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
 MESSAGES_MAX: Final = (
     1000  # lines that one request may produce; a hook that never stops must not fill our memory
 )
-QUICK_S: Final = 10.0  # a reboot this soon after its boot is counted as part of a loop
-FREE_REBOOTS: Final = 3  # quick reboots before the brake sets in
-BRAKE_MAX_S: Final = 60.0
+
 
 _BRINGS_UP = {
     Command.READY,
@@ -282,11 +281,10 @@ class Supervisor:
     # -- init's end: the upcalls ----------------------------------------------------------------------------
 
     def _init_ended(self, generation: str, ended: dict[str, int]) -> None:
-        """reboot(2) in the zone shows as HUP (restart) or INT (halt); all else is the death of init, which
-        halts the zone.
+        """reboot(2) in the zone shows as HUP (restart) or INT (halt); all else is the death of init.  What follows
+        is the brand's restart policy, as the zone's record has it.
         """
         killed = ended["code"] in (os.CLD_KILLED, os.CLD_DUMPED)
-        command = Command.REBOOT if killed and ended["status"] == signal.SIGHUP else Command.HALT
         how = {signal.SIGHUP: "reboot", signal.SIGINT: "halt"}.get(ended["status"]) if killed else None  # type: ignore[call-overload]
         text = how or (
             f"killed by signal {ended['status']}" if killed else f"exited with status {ended['status']}"
@@ -295,6 +293,10 @@ class Supervisor:
         if instance is None or instance.phase is Phase.HALTING:
             return  # our own halt killed it, or finds it dead
         events.publish_best_effort(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
+        fate = _fate(instance.restart, how, killed or ended["status"] != 0)
+        if self.shutting is not None and how != "reboot":
+            fate = "halt"  # it was told to end
+        command = Command.REBOOT if fate == "reboot" else Command.HALT
         request = Request(command, generation=generation)
         delay_s = self._brake() if command is Command.REBOOT else 0.0
         if delay_s:
@@ -308,9 +310,10 @@ class Supervisor:
         instance = instances.read(self.layout, self.zonename)
         if instance is None:
             return 0.0
-        quick = instance.quick_reboots + 1 if time.monotonic() - instance.booted_s < QUICK_S else 0
+        policy = instance.restart
+        quick = instance.quick_reboots + 1 if time.monotonic() - instance.booted_s < policy.quick_s else 0
         self.quick_reboots = quick  # the worker writes it down with the next life
-        return 0.0 if quick <= FREE_REBOOTS else float(min(2 ** (quick - FREE_REBOOTS), BRAKE_MAX_S))
+        return policy.delay_s(quick)
 
     # -- the door -------------------------------------------------------------------------------------------
 
@@ -675,6 +678,13 @@ class Supervisor:
 
     def _after_client(self) -> None:
         self.asked = True
+
+
+def _fate(policy: RestartPolicy, how: str | None, failed: bool) -> Fate:
+    """What becomes of the zone: ``how`` is what it asked for itself, None when its init just ended."""
+    if how is not None:
+        return policy.rebooted if how == "reboot" else "halt"
+    return policy.failed if failed else policy.ended
 
 
 def _nothing(*_arguments: object) -> None:

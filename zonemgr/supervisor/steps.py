@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from zonemgr.brandkit import hooks, loader
+from zonemgr.brandkit import verify as brands
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError, PlatformError, ZoneError, message
 from zonemgr.linux import mounts, namespaces, paths, process, procfs, seccomp
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
-from zonemgr.model import plan, privileges
+from zonemgr.model import plan
 from zonemgr.model.bootargs import BootArguments, filter_bootargs
 from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import Command, Notice, State
@@ -234,17 +235,15 @@ def _verify(transition: Transition, zone: Zone) -> None:
         "ready",
         transition.say,
     )
+    verb = transition.command.value.removeprefix("force")
+    limit_s = transition.settings.hook_s
+    brands.verify_brand(transition.brand, transition.info(), verb, deadline_s=limit_s, say=transition.say)
 
 
 def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int) -> Instance:
     """The record of the life that begins: a new id and generation, also at each reboot."""
     brand = transition.brand
-    allowed = privileges.capabilities(
-        zone.limitpriv if mode is Mode.BOOT else "",
-        default=brand.default_privileges,
-        required=brand.required_privileges,
-        prohibited=brand.prohibited_privileges,
-    )
+    allowed = brands.allowed(brand, zone, zone.limitpriv if mode is Mode.BOOT else "")
     cgroup = transition.cgroup
     return Instance(
         zonename=transition.zonename,
@@ -260,6 +259,10 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         capabilities=tuple(sorted(allowed.capabilities)),
         seccomp=seccomp.DEFAULT_NAME,
         login_command=tuple(brand.login_command),
+        forced_login_command=tuple(brand.forced_login_command),
+        user_command=tuple(brand.user_command),
+        restart=brand.restart,
+        label=brands.label_of(zone) if brand.mandatory_label else "",
         brand=brand.name,
         ip_type=zone.ip_type,
         locked_bytes=zone.capped_memory.locked if zone.capped_memory and mode is Mode.BOOT else None,
@@ -327,7 +330,10 @@ class _Builder:
         if not self.instance.privileged:
             namespaces.write_id_maps(hello.init_pid, self.instance.uid_base)
         self.transition.cgroup.join_v1(hello.init_pid)
-        self.transition.cgroup.delegate(self.instance.uid_base)
+        if self.transition.brand.delegate_cgroup:
+            self.transition.cgroup.delegate(self.instance.uid_base)
+        if self.transition.brand.cgroup == "v1":
+            self.transition.cgroup.delegate_named(self.instance.uid_base)
         self.anchor.stub({"op": "identity", "hostname": hostname})
         kept = {"m0", "net", "user"}
         packets.close_all(fd for name, fd in hello.fds.items() if name not in kept)

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from zonemgr.linux import caps, namespaces, process, pty, seccomp
+from zonemgr.linux import caps, labels, namespaces, process, pty, seccomp
 from zonemgr.model.states import PARKED_NAME
 from zonemgr.supervisor import reaper
 from zonemgr.wire import packets
@@ -106,6 +106,9 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
             _open_console(slave, head.get("terminal", True))
         process.close_fds([0, 1, 2, channel.fileno()])
         fds.clear()
+    if head.get("label"):
+        with _Stage("label"):  # before our credentials change; nothing of the zone has run that could fake its /proc
+            labels.set_for_exec(labels.Module(head["label_module"]), head["label"])
     with _Stage("keyring"):
         process.new_session_keyring("zone")
     with _Stage("limits"):

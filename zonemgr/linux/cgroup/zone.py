@@ -102,6 +102,15 @@ class ZoneCgroup:
             except FileNotFoundError:
                 continue  # a file of a controller that this folder does not have
 
+    def delegate_named(self, uid: int) -> None:
+        """Give the zone's folder in the v1 hierarchy ``systemd``, which has no controller, to the zone's root."""
+        mount = self.hierarchy.controllers.get("name=systemd")
+        if mount is None:
+            return
+        folder = mount / self.base / self.name
+        for path in (folder, folder / "tasks", folder / "cgroup.procs"):
+            os.chown(path, uid, uid)
+
     def remove(self, deadline_s: float = 2.0) -> None:
         """Remove the zone's folders and whatever the guest made below them; the shared base too once it is empty.
 

@@ -1,0 +1,1 @@
+"""The cluster brand: native for a cluster framework."""

@@ -1,0 +1,1 @@
+"""The labeled brand: native with a mandatory label."""
