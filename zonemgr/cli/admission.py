@@ -36,7 +36,8 @@ def configure(
             if link.anet and link.anet == bridge:
                 draft.set(("net", index), "anet", ours.bridge)
         if not trust:
-            for what in admission.disarm(draft, brand.default_privileges, ours.bridge):
+            default = brand.privileges(draft.zone().ip_type).default
+            for what in admission.disarm(draft, default, ours.bridge):
                 session.message(f"not taken over: {what} (it grants something of this host; --trust keeps it)", name)
         why = _unusable_address(layout, draft.zone(), ours)
         if why:

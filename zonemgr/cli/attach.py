@@ -6,6 +6,7 @@ stays *configured* until all is in order.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from zonemgr.brandkit.base import ZoneInfo
+from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import HookExit
 from zonemgr.cli.install import (
     administration,
@@ -68,11 +69,12 @@ def _detach(session: Session, name: str, arguments: Sequence[str]) -> int:
     verify_for(session, zone, "detach")
     zonepath.refuse_mounts(zone.zonepath, say)
     info = ZoneInfo.of(zone, str(layout.root))
-    status = run_hook(session, brand, "detach", info, arguments, brand.install_deadline_s)
-    if status:
-        if status == HookExit.USAGE:
-            return Exit.USAGE
-        raise BrandError("detach of brand '{brand}' failed", brand=brand.name)
+    for hook in ("predetach", "detach"):
+        status = run_hook(session, brand, hook, info, arguments, brand.install_deadline_s)
+        if status:
+            if status == HookExit.USAGE:
+                return Exit.USAGE
+            raise BrandError("{hook} of brand '{brand}' failed", hook=hook, brand=brand.name)
     tell_supervisor(layout, name)
     with undisturbed():
         manifest = detached.Manifest.of(layout, name)
@@ -130,11 +132,9 @@ def _attach(session: Session, name: str, arguments: Sequence[str], force: bool) 
     zonepath.refuse_mounts(zone.zonepath, say_of(session, name))
     info = ZoneInfo.of(zone, str(layout.root))
     if not force:
-        status = run_hook(session, brand, "attach", info, arguments, brand.install_deadline_s)
-        if status:
-            if status == HookExit.USAGE:
-                return Exit.USAGE
-            raise BrandError("attach of brand '{brand}' failed", brand=brand.name)
+        code = _hook(session, brand, "attach", info, arguments)
+        if code != Exit.OK:
+            return code
     if manifest is not None and manifest.shifted_by:
         _unshift(zone, manifest.shifted_by)
     with undisturbed():
@@ -144,8 +144,39 @@ def _attach(session: Session, name: str, arguments: Sequence[str], force: bool) 
             layout, name, uid_base=base, idmap_marker=None, brand=zone.brand, zonepath=zone.zonepath
         )
         zones.set_state(layout, name, State.INSTALLED)
+    if not force and run_hook(session, brand, "postattach", info, arguments, brand.install_deadline_s):
+        forget(layout, name)  # what detach has left is still there: attach can be tried again
+        raise BrandError("postattach of brand '{brand}' failed", brand=brand.name)
+    with undisturbed():
         detached.forget(zone.zonepath, keep=force)
-    return Exit.OK
+    return Exit.OK if force else _postattach(session, brand, info, arguments, manifest)
+
+
+def _hook(session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments: Sequence[str]) -> Exit:
+    """Run a hook that may refuse.  Raises BrandError when it does, but for wrong arguments."""
+    status = run_hook(session, brand, hook, info, arguments, brand.install_deadline_s)
+    if status not in (HookExit.OK, HookExit.USAGE):
+        raise BrandError("{hook} of brand '{brand}' failed", hook=hook, brand=brand.name)
+    return Exit.USAGE if status == HookExit.USAGE else Exit.OK
+
+
+def _postattach(
+    session: Session, brand: Brand, info: ZoneInfo, arguments: Sequence[str], manifest: Manifest | None
+) -> int:
+    """The brand's last word.  The reference answers a failure with success; a zone that is not there is none."""
+    from zonemgr.store import detached
+
+    try:
+        code = _hook(session, brand, "postattach", info, arguments)
+    except BrandError:
+        code = Exit.ERROR
+    if code != Exit.OK:
+        with undisturbed():
+            if manifest is not None:  # its owners have been moved already
+                detached.write(info.zonepath, dataclasses.replace(manifest, shifted_by=0))
+            forget(session.layout, info.zonename)
+        session.message(f"postattach of brand '{brand.name}' failed: the zone is configured", info.zonename)
+    return code
 
 
 def _found(zone: Zone, force: bool) -> Manifest | None:

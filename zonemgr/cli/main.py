@@ -61,6 +61,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "shutdown": _verb("lifecycle", "shutdown", "Stop zones in good order.", "zonemgr shutdown web -t 30"),
         "mount": _verb("lifecycle", "mount", "Open a zone's root for maintenance.", "zonemgr mount web"),
         "unmount": _verb("lifecycle", "unmount", "End the maintenance of a zone.", "zonemgr unmount web"),
+        "autoboot": _verb("autoboot", "autoboot", "Start or stop zones with the host.", "zonemgr autoboot --stop"),
+        "sysboot": _verb("autoboot", "sysboot", "Prepare a zone that is not booted.", "zonemgr sysboot web"),
     },
     "Use": {
         "login": _verb(

@@ -49,7 +49,9 @@ class Manifest:
             version = table.pop("version")
             found = {field.name: table[field.name] for field in fields(cls)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ConfigError("{filename} is no manifest of a zone: {why}", filename=filename, why=_reason(error)) from None
+            raise ConfigError(
+                "{filename} is no manifest of a zone: {why}", filename=filename, why=_reason(error)
+            ) from None
         if version != VERSION:
             raise ConfigError(
                 "{filename} is of version {version}, this zonemgr reads {known}",
