@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,19 @@ def test_json_holds_what_the_columns_hold(capsys: pytest.CaptureFixture[str]) ->
             "uuid": "u",
             "brand": "native",
             "ip-type": "exclusive",
+            "label": None,
         }
     ]
+
+
+def test_a_label_is_shown_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, labeled = zone("web", State.RUNNING, 4), replace(zone("db", State.RUNNING, 5), label="user_u:r:db_t")
+    show(Session(), [plain], verbose=True, parsable=False)
+    assert "LABEL" not in capsys.readouterr().out
+    show(Session(), [plain, labeled], verbose=True, parsable=False)
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.endswith(" LABEL") and first.endswith(" -") and second.endswith(" user_u:r:db_t")
+    assert labeled.parsable().endswith(":excl:user_u\\:r\\:db_t")
 
 
 def test_an_instance_without_zones_lists_the_global_one(

@@ -41,6 +41,10 @@ HOOKS_FOLDER: Final = "hooks"
 FILES: Final = (FILE, MANIFEST)
 BASES_MAX: Final = 8  # brands derived from one another
 
+OK: Final = "ok"
+BROKEN: Final = "broken"
+HIDDEN: Final = "hidden"
+
 SHIPPED: Final = "shipped"
 DROP_IN: Final = "drop-in"
 ENTRY_POINT: Final = "entry point"
@@ -149,25 +153,25 @@ def _all(layout: Layout) -> Iterator[Found]:
             try:
                 brand = _load_folder(path.parent, place.source, layout, ())
             except BrandError as error:
-                yield Found(name, place.source, "", "broken", error.text, str(path))
+                yield Found(name, place.source, "", BROKEN, error.text, str(path))
             else:
                 yield _found(brand, place.source, str(path))
     for entry_point in _entry_points():
         try:
             brand = _load_entry_point(entry_point, layout, ())
         except BrandError as error:
-            yield Found(entry_point.name, ENTRY_POINT, "", "broken", error.text, entry_point.value)
+            yield Found(entry_point.name, ENTRY_POINT, "", BROKEN, error.text, entry_point.value)
         else:
             yield _found(brand, ENTRY_POINT, entry_point.value)
 
 
 def _found(brand: Brand, source: str, path: str) -> Found:
     version = brand.version or (zonemgr.__version__ if source == SHIPPED else "")
-    return Found(brand.name, source, version, "ok", "", path, brand.summary)
+    return Found(brand.name, source, version, OK, "", path, brand.summary)
 
 
 def _hidden(found: Found) -> Found:
-    return Found(found.name, found.source, found.version, "hidden", found.error, found.path, found.summary)
+    return Found(found.name, found.source, found.version, HIDDEN, found.error, found.path, found.summary)
 
 
 # -- loading ----------------------------------------------------------------------------------------------------

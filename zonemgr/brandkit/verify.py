@@ -18,7 +18,6 @@ from zonemgr.model.zone import Zone
 from zonemgr.store import zones
 from zonemgr.store.paths import Layout
 
-LABEL = "label"  # the attr resource that holds a zone's mandatory label
 LACKS_DEADLINE_S = 10.0
 
 
@@ -41,7 +40,7 @@ def verify_configuration(brand: Brand, zone: ZoneInfo, *, deadline_s: float, say
     """Check a configuration that is about to be saved; the host is not asked.  Raises BrandError, ConfigError."""
     check_declared(brand, zone.config, None)
     if brand.mandatory_label:
-        _check_unique(brand, zone, label_of(zone.config))
+        _check_unique(brand, zone, zone.config.label)
     status = hooks.run_brand_hook(brand, "verify_cfg", zone, deadline_s=deadline_s, say=say)
     if status:
         raise ConfigError("brand '{brand}' refuses the configuration", brand=brand.name)
@@ -87,16 +86,11 @@ def _lacks_label(brand: Brand) -> str:
 # -- labels -------------------------------------------------------------------------------------------------------
 
 
-def label_of(zone: Zone) -> str:
-    """The label in the zone's configuration, or nothing."""
-    return next((str(attr.value) for attr in zone.attr if attr.name == LABEL), "")
-
-
 def check_label(brand: Brand, zone: ZoneInfo) -> None:
     """A zone of a labeled brand has a label that the host knows and that no other zone has.  Raises ZoneError."""
     from zonemgr.linux import labels
 
-    label = label_of(zone.config)
+    label = zone.config.label
     if not label:
         raise ConfigError(
             "brand '{brand}' needs a label: zonemgr config {zonename} add attr name=label type=string value=LABEL",
@@ -111,7 +105,7 @@ def check_label(brand: Brand, zone: ZoneInfo) -> None:
 
 def _check_unique(brand: Brand, zone: ZoneInfo, label: str) -> None:
     for other in _others(zone) if label else ():
-        if label_of(other) == label:
+        if other.label == label:
             raise ConfigError(
                 "label '{label}' is that of zone {other}: brand '{brand}' has one zone for each label",
                 label=label,

@@ -10,7 +10,7 @@ import click
 
 from zonemgr.cli.configtext import assignments
 from zonemgr.cli.output import Session
-from zonemgr.cli.scope import check_brand, global_row, property_value, require_write_access
+from zonemgr.cli.scope import check_brand, check_zone, global_row, property_value, require_write_access
 from zonemgr.errors import ConfigError, UsageError, ZoneError
 from zonemgr.model.grid import name_check
 from zonemgr.model.zone import Zone
@@ -93,7 +93,7 @@ def _create(
         for name, value in given.items():
             row = global_row(name)
             draft.set((), row.name, property_value(row, value))
-        check_brand(layout, draft.zone().brand)
+        check_zone(session, draft.zone())
         return draft.save_locked()
 
 

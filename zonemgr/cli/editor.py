@@ -16,6 +16,7 @@ from zonemgr.cli.output import Session
 from zonemgr.cli.scope import (
     Scope,
     check_brand,
+    check_zone,
     global_row,
     kind_named,
     none,
@@ -148,7 +149,7 @@ class Editor:
         none(words, "verify")
         self.global_only("verify")
         zone = self.edited().zone()
-        check_brand(self.layout, zone.brand)
+        check_zone(self.session, zone)
         store.check_addresses(self.layout, zone)
         for name in zone.without_effect():
             self.session.note(f"WARNING: {name} has no effect yet", self.zonename)

@@ -28,6 +28,7 @@ class Row:
     uuid: str
     brand: str
     ip_type: str
+    label: str = ""  # the zone's mandatory label, or the one that it is to have
 
     @property
     def id_text(self) -> str:
@@ -44,11 +45,16 @@ class Row:
         path = printable(self.zonepath)
         return _LINE.format(self.id_text, self.zonename, self.state.label, path, self.brand, self.ip_text)
 
+    def labeled(self) -> str:
+        """As ``verbose``, with the label."""
+        return f"{self.verbose()} {printable(self.label) or '-'}"
+
     def parsable(self) -> str:
         """Fields may be added at the end; only the path can hold a colon."""
         path = printable(self.zonepath).replace(":", "\\:")
         fields = [self.id_text, self.zonename, self.state.label, path, self.uuid, self.brand, self.ip_text]
-        return ":".join(fields)
+        label = printable(self.label).replace(":", "\\:")
+        return ":".join([*fields, label] if label else fields)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +65,7 @@ class Row:
             "uuid": self.uuid or None,
             "brand": self.brand,
             "ip-type": self.ip_type,
+            "label": self.label or None,
         }
 
 
@@ -68,7 +75,9 @@ GLOBAL = Row(GLOBAL_ZONE, State.RUNNING, 0, "/", "", "host", "shared")
 
 def row(seen: Observation) -> Row:
     """What is listed of an observed zone."""
-    return Row(seen.zonename, seen.state, seen.zone_id, seen.zonepath, seen.uuid, seen.brand, seen.ip_type)
+    return Row(
+        seen.zonename, seen.state, seen.zone_id, seen.zonepath, seen.uuid, seen.brand, seen.ip_type, seen.label
+    )
 
 
 def select(zones: Sequence[Row], minimum: State) -> list[Row]:
@@ -99,7 +108,7 @@ def _named(session: Session, layout: Layout, names: Sequence[str]) -> tuple[list
 @click.option("-c", "--configured", is_flag=True, help="All zones that are configured.")
 @click.option("-i", "--installed", is_flag=True, help="All zones that are installed.")
 @click.option("-v", "--verbose", is_flag=True, help="A table with ids, states, paths, brands.")
-@click.option("-p", "--parsable", is_flag=True, help="id:name:state:path:uuid:brand:ip")
+@click.option("-p", "--parsable", is_flag=True, help="id:name:state:path:uuid:brand:ip[:label]")
 @click.option("-n", "--no-global", is_flag=True, help="Leave out the global zone.")
 @click.pass_obj
 def list_zones(
@@ -131,7 +140,9 @@ def show(session: Session, rows: Sequence[Row], *, verbose: bool, parsable: bool
     if session.json:
         session.emit([zone.to_json() for zone in rows])
         return
+    labels = verbose and any(zone.label for zone in rows)
     if verbose and rows:
-        session.data(HEADER)
+        session.data(f"{HEADER} LABEL" if labels else HEADER)
     for zone in rows:
-        session.data(zone.verbose() if verbose else zone.parsable() if parsable else zone.plain())
+        table = zone.labeled() if labels else zone.verbose()
+        session.data(table if verbose else zone.parsable() if parsable else zone.plain())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from zonemgr.cli.output import Session
 from zonemgr.errors import ConfigError, StateError, UsageError
 from zonemgr.model import schema
 from zonemgr.model.checks import Refused
 from zonemgr.model.schema import Form, Property, Resource
+from zonemgr.model.zone import Zone
 from zonemgr.store.paths import Layout
 
 
@@ -51,6 +54,21 @@ def check_brand(layout: Layout, brand: str) -> None:
     from zonemgr.brandkit import loader  # loads and runs the brand's file
 
     loader.load(brand, layout)
+
+
+def check_zone(session: Session, zone: Zone) -> None:
+    """The zone's brand is there and has nothing against the configuration.  Raises ZoneError."""
+    from zonemgr.brandkit import loader
+    from zonemgr.brandkit.base import ZoneInfo
+    from zonemgr.brandkit.verify import verify_configuration
+    from zonemgr.store import settings
+
+    layout = session.layout
+    brand = loader.load(zone.brand, layout)
+    info = ZoneInfo.of(zone, str(layout.root))
+    deadline_s = settings.load(layout).hook_s
+    say = functools.partial(session.message, zonename=zone.zonename)
+    verify_configuration(brand, info, deadline_s=deadline_s, say=say)
 
 
 @dataclass(slots=True)

@@ -218,6 +218,11 @@ class Zone:
         """The inverse of ``to_json``.  Raises ConfigError for anything else."""
         return cls.from_table(table, filename=filename)
 
+    @property
+    def label(self) -> str:
+        """The mandatory label in the attr resource of that name, or nothing; brands decide what it means."""
+        return next((str(attr.value) for attr in self.attr if attr.name == "label"), "")
+
     def without_effect(self) -> list[str]:
         """The names of properties and resources that are set but do nothing yet, for a warning."""
         rows = [

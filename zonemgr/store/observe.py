@@ -29,6 +29,7 @@ class Observation:
     brand: str
     ip_type: str
     instance: Instance | None = None
+    label: str = ""
 
 
 def populated(folder: str) -> bool:
@@ -76,6 +77,7 @@ def observe(layout: Layout, zonename: str) -> Observation:
         brand=entry.brand,
         ip_type=entry.ip_type if instance is None or living is None else instance.ip_type,
         instance=instance,
+        label=entry.label if instance is None or living is None else instance.label,
     )
 
 

@@ -34,6 +34,7 @@ class Entry:
     zonepath: str = ""
     ip_type: str = "exclusive"
     idmap_marker: str | None = None
+    label: str = ""  # of the configuration; not stored
 
 
 def check_name(name: str) -> None:
@@ -119,7 +120,9 @@ def read_entry(layout: Layout, name: str) -> Entry:
         zone = load(layout, name)
     except (ConfigError, NoSuchZoneError):
         return entry
-    return dataclasses.replace(entry, brand=zone.brand, zonepath=zone.zonepath, ip_type=zone.ip_type)
+    return dataclasses.replace(
+        entry, brand=zone.brand, zonepath=zone.zonepath, ip_type=zone.ip_type, label=zone.label
+    )
 
 
 def _stored(layout: Layout, name: str) -> Entry:
@@ -200,6 +203,7 @@ def _new_uuid() -> str:
 def _write(layout: Layout, entry: Entry) -> None:
     files.make_directory(layout.state(entry.zonename).parent)
     table = {"version": ENTRY_VERSION, **dataclasses.asdict(entry), "state": entry.state.label}
+    del table["label"]
     files.write_json(layout.state(entry.zonename), table)
 
 

@@ -262,7 +262,7 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         forced_login_command=tuple(brand.forced_login_command),
         user_command=tuple(brand.user_command),
         restart=brand.restart,
-        label=brands.label_of(zone) if brand.mandatory_label else "",
+        label=zone.label if brand.mandatory_label else "",
         brand=brand.name,
         ip_type=zone.ip_type,
         locked_bytes=zone.capped_memory.locked if zone.capped_memory and mode is Mode.BOOT else None,
