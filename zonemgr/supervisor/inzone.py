@@ -16,6 +16,7 @@ from zonemgr.store.instance import Instance
 from zonemgr.store.paths import Layout
 
 LINE_MAX = 1023
+LINES_MAX = 500  # of one command: a zone may print for ever
 
 
 def open_init(instance: Instance) -> int:
@@ -79,10 +80,11 @@ def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: 
     poller.register(read_fd, select.POLLIN)
     poller.register(pid_fd, select.POLLIN)
     deadline = time.monotonic() + deadline_s
-    rest, ended, open_pipe = b"", False, True
+    rest, said, ended, open_pipe = b"", 0, False, True
     while not ended:
-        ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
-        if not ready:
+        left_s = deadline - time.monotonic()
+        ready = dict(poller.poll(max(0.0, left_s) * 1000))
+        if not ready or left_s < 0:  # one that never stops printing is always ready
             process.pidfd_signal(pid_fd, signal.SIGKILL)
             raise PlatformError(
                 "the command in the zone did not end within {seconds:g} seconds", seconds=deadline_s
@@ -93,10 +95,13 @@ def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: 
             poller.unregister(read_fd)
             open_pipe = False
         *lines, rest = (rest + (data or b"")).split(b"\n")
-        for line in lines:
+        for line in lines[: LINES_MAX - said]:
             say(line[:LINE_MAX].decode(errors="replace"))
+        if said < LINES_MAX <= said + len(lines):
+            say("(more output of the command is dropped)")
+        said = min(said + len(lines), LINES_MAX)
         rest = rest[:LINE_MAX]
-    if rest:
+    if rest and said < LINES_MAX:
         say(rest.decode(errors="replace"))
 
 
