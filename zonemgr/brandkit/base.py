@@ -8,6 +8,7 @@ raising, or by returning an exit status that is not 0.  Nothing here touches the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class ZoneInfo:
 
     ``zonepath`` and ``root`` (the zone's root below it) are absolute paths on the host; ``layout_root`` is the root of
     the instance (``/`` unless ``--root``), ``altroot`` the alternate root of a Solaris ``-R``, else empty.
+    ``working_folder`` is where the operator's relative paths begin; hooks run in ``/``.
     """
 
     zonename: str
@@ -50,11 +52,20 @@ class ZoneInfo:
     config: Zone
     layout_root: str = "/"
     altroot: str = ""
+    working_folder: str = "/"
 
     @classmethod
     def of(cls, zone: Zone, layout_root: str = "/") -> ZoneInfo:
         """What a hook is told of a zone with this configuration."""
-        return cls(zone.zonename, zone.zonepath, f"{zone.zonepath}/root", zone, layout_root)
+        root = f"{zone.zonepath}/root"
+        return cls(zone.zonename, zone.zonepath, root, zone, layout_root, working_folder=_working_folder())
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # it was removed
 
 
 class Brand:
@@ -89,21 +100,34 @@ class Brand:
     # Run as root in the zone for an interactive login.  May hold {user} and {zonename} (of the zone that we are in,
     # ``global``).  Empty: the shell of the zone's passwd entry.
     login_command: ClassVar[tuple[str, ...]] = ()
-    forced_login_command: ClassVar[tuple[str, ...]] = ()  # the same when a user was named with -l: asks no password
+    forced_login_command: ClassVar[
+        tuple[str, ...]
+    ] = ()  # the same when a user was named with -l: asks no password
     # Run as root in the zone, prints the passwd line of {user}.  Empty: the zone's /etc/passwd is read.
     user_command: ClassVar[tuple[str, ...]] = ()
-    shutdown_command: ClassVar[tuple[str, ...]] = ("/sbin/init", "0")  # run inside the zone; its exit is waited for
-    shutdown_signal: ClassVar[str] = ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
+    shutdown_command: ClassVar[tuple[str, ...]] = (
+        "/sbin/init",
+        "0",
+    )  # run inside the zone; its exit is waited for
+    shutdown_signal: ClassVar[str] = (
+        ""  # sent to init when there is no shutdown command, for example SIGRTMIN+3
+    )
 
     # -- what the zone may do
     default_privileges: ClassVar[frozenset[str]] = DEFAULT_CAPABILITIES
     required_privileges: ClassVar[frozenset[str]] = REQUIRED_CAPABILITIES
     prohibited_privileges: ClassVar[frozenset[str]] = PROHIBITED_CAPABILITIES
     ip_types: ClassVar[frozenset[str]] = frozenset({"exclusive", "shared"})
-    ip_type_privileges: ClassVar[Mapping[str, PrivilegeSets]] = {}  # added to the three sets, by the zone's ip-type
-    cgroup: ClassVar[str] = "v2"  # what the guest finds on /sys/fs/cgroup: v2, v1 (old guests), any (v2) or none
+    ip_type_privileges: ClassVar[
+        Mapping[str, PrivilegeSets]
+    ] = {}  # added to the three sets, by the zone's ip-type
+    cgroup: ClassVar[str] = (
+        "v2"  # what the guest finds on /sys/fs/cgroup: v2, v1 (old guests), any (v2) or none
+    )
     delegate_cgroup: ClassVar[bool] = True  # the zone may make cgroups of its own below its payload
-    mandatory_label: ClassVar[bool] = False  # processes run under the SELinux or AppArmor label in the attr ``label``
+    mandatory_label: ClassVar[bool] = (
+        False  # processes run under the SELinux or AppArmor label in the attr ``label``
+    )
 
     # -- the virtual platform
     mounts: ClassVar[tuple[PlatformMount, ...]] = ()  # made at ready, seen from the host
