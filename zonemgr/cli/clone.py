@@ -18,7 +18,6 @@ from zonemgr.cli.install import (
     administration,
     call_hook,
     check,
-    finish,
     forget,
     installed,
     require_root,
@@ -80,7 +79,7 @@ def _clone(session: Session, source: str, name: str, arguments: Sequence[str], m
     finally:
         if configured_here and not cloned:
             with undisturbed():
-                _take_back_configuration(session.layout, name)
+                take_back_configuration(session.layout, name)
 
 
 def refuse_source(layout: Layout, source: str) -> None:
@@ -107,7 +106,8 @@ def _configure(session: Session, source: str, name: str) -> None:
     session.note(f"configured like {source}" + (f", at {addresses}" if addresses else ""), name)
 
 
-def _take_back_configuration(layout: Layout, name: str) -> None:
+def take_back_configuration(layout: Layout, name: str) -> None:
+    """Delete a configuration that was made for a zone which did not come to be."""
     from zonemgr.store import config, zones
 
     if zones.exists(layout, name) and zones.read_entry(layout, name).state is State.CONFIGURED:
@@ -156,8 +156,7 @@ class _Clone:
             deadline_s = self.brand.install_deadline_s
             if run_hook(self.session, self.brand, "postclone", self.info, arguments, deadline_s):
                 raise BrandError(POSTCLONE_FAILED)
-        status = installed(self.session, self.info, status, "clone")
-        return status or finish(self.session, self.brand, "postclone", self.info, arguments)
+        return installed(self.session, self.info, status, "clone")
 
     def _by_hook(self, arguments: Sequence[str]) -> int:
         source = ZoneInfo.of(self.source, str(self.layout.root))

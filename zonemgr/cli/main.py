@@ -47,6 +47,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Copy and carry": {
         "clone": _verb("clone", "clone", "Make a new zone from an installed one.", "zonemgr clone web web2"),
+        "export": _verb("archive", "export", "Write a zone as one archive.", "zonemgr export web -f web.tar.zst"),
+        "import": _verb("archive", "import_zone", "Make a zone from an archive.", "zonemgr import -f web.tar.zst"),
         "detach": _verb("attach", "detach", "Take a zone's files out of this host's hands.", "zonemgr detach web"),
         "attach": _verb("attach", "attach", "Take detached files back as a zone.", "zonemgr attach web"),
         "move": _verb("move", "move", "Move a zone's files to another folder.", "zonemgr move web /zones/web"),

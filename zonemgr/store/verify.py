@@ -25,8 +25,8 @@ from zonemgr.store.zones import Entry
 
 Say = Callable[[str], None]
 
-MAKES_ZONEPATH: Final = frozenset({"install", "clone", "move"})
-MAKES_ROOT: Final = frozenset({"install", "clone"})
+MAKES_ZONEPATH: Final = frozenset({"install", "clone", "import", "move"})
+MAKES_ROOT: Final = frozenset({"install", "clone", "import"})
 DETACHED_MARKER: Final = "SUNWdetached.json"
 NFS_MAGIC: Final = 0x6969
 REFUSED_TYPES: Final = frozenset(
