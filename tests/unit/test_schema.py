@@ -171,7 +171,6 @@ def test_what_has_no_effect_is_named() -> None:
         "fs-allowed",
         "dataset",
         "admin",
-        "net allowed-address",
         "rctl zone.max-frobs",
     ]
 

@@ -22,6 +22,7 @@ from zonemgr.errors import PlatformError, message
 from zonemgr.linux import mounts, namespaces, paths, process, pty
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
+from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.platform import shift
 from zonemgr.platform.stage import Stage
 from zonemgr.store import zones
@@ -378,9 +379,7 @@ def _run_grandchild(act: Callable[[], None], write_fd: int) -> int:
 
 
 def device_tree(op: plan.DeviceTree, stage: Stage) -> None:
-    """A tmpfs on /dev, with each device of the host bound on an empty file (mknod would be refused a user
-    namespace's tree).
-    """
+    """A tmpfs on /dev with the zone's devices and links, and nothing else."""
     base = str(stage.uid_base)
     options: dict[str, str | None] = {
         "mode": "755",
@@ -420,14 +419,14 @@ def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
     for match in matches:
         source, name = f"/dev/{match}", renamed or match
         try:
-            mode = os.lstat(source).st_mode
+            status = os.lstat(source)
         except FileNotFoundError:
             raise PlatformError("device {name} does not exist on the host", name=source) from None
-        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+        if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             continue
         folder_fd = _device_folder(dev_fd, name.split("/")[:-1], stage.uid_base)
         try:
-            _bind_device(source, folder_fd, name.rpartition("/")[2], stage)
+            _make_device(source, status, folder_fd, name.rpartition("/")[2], stage)
         finally:
             os.close(folder_fd)
 
@@ -446,32 +445,21 @@ def _device_folder(dev_fd: int, parts: list[str], owner: int) -> int:
     return folder_fd
 
 
-def _bind_device(source: str, folder_fd: int, name: str, stage: Stage) -> None:
+def _make_device(source: str, status: os.stat_result, folder_fd: int, name: str, stage: Stage) -> None:
+    """A node of our own for the device, owned in the zone as on the host.
+
+    The tmpfs was mounted with the host's credentials, so its nodes work, though the zone itself may make none.  A
+    bind of the host's node would show its owner as nobody, and let nobody but the host's root open it.
+    """
     try:
-        made_fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+        os.mknod(name, status.st_mode, status.st_rdev, dir_fd=folder_fd)
     except FileExistsError:
         return  # two rules name the same device
-    os.close(made_fd)
-    tree_fd = mounts.open_tree(source)
-    target_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
-    try:
-        _show_as_own(tree_fd, stage)
-        # On a read-only mount a device can be used, but not have its mode or owner, the host's, changed.
-        mounts.set_attributes(tree_fd, set=mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
-        mounts.move_mount(tree_fd, target_fd)
-    finally:
-        os.close(tree_fd)
-        os.close(target_fd)
-
-
-def _show_as_own(tree_fd: int, stage: Stage) -> None:
-    """Let a device node appear as owned by the zone's root where its file system can; nodes are usable either way."""
-    if stage.privileged:
-        return
-    try:
-        mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=stage.born.user_fd)
-    except OSError:
-        return  # an ignored failure: owners then show as nobody, and the mode of the node decides
+    except OSError as error:
+        raise PlatformError("cannot make device {name}: {why}", name=source, why=explain(error)) from None
+    uid, gid = (stage.uid_base + owner % IDS_PER_ZONE for owner in (status.st_uid, status.st_gid))
+    os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
+    os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=folder_fd)  # mknod heeds the umask
 
 
 def console(_op: plan.Console, stage: Stage) -> None:
