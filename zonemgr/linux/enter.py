@@ -266,6 +266,7 @@ def _spawn(
     orders: _Orders, cgroup_fd: int | None, join_cgroups: Callable[[int], None] | None, timeout_s: float
 ) -> Child:
     process.load_prctl()
+    process.set_dumpable(False)  # here already: the child is in the zone's pid namespace from its first instant
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     try:

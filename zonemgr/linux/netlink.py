@@ -72,6 +72,7 @@ def ensure_bridge(name: str, addresses: Iterable[str]) -> bool:
             # An address of its own: else a bridge takes its lowest port's, and changes it as zones come and go.
             with _explained("cannot create the bridge '{name}'", name=name):
                 rtnl.link("add", ifname=name, kind="bridge", address=_random_mac(), br_stp_state=0)
+        _believe_no_routers(name)
         index = _index(rtnl, name)
         present = _addresses(rtnl)
         for address in map(_interface, addresses):
@@ -88,6 +89,16 @@ def ensure_bridge(name: str, addresses: Iterable[str]) -> bool:
         with _explained("cannot bring up the bridge '{name}'", name=name):
             rtnl.link("set", index=index, state="up")
         return link is None
+
+
+def _believe_no_routers(name: str) -> None:
+    """The host takes no address, router or redirection from what zones send to the bridge (IPv6 would by default)."""
+    for setting in ("accept_ra", "accept_redirects", "autoconf"):
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{name}/{setting}", "w", encoding="ascii") as file:
+                file.write("0")
+        except OSError:
+            continue  # a host without IPv6, or itself a container whose settings are not ours
 
 
 def make_veth(

@@ -103,3 +103,14 @@ def test_the_records_name_what_runs_and_not_what_the_zone_says_it_is(web: Instan
     web.login("web", "sh", "-c", "hostname liar; printf liar > /etc/hostname")
     assert web.json("list", "web")[0]["zonename"] == "web"
     assert found.init.alive
+
+
+def test_a_command_that_prints_for_ever_is_ended_in_time(web: Instance) -> None:
+    web.layout.settings.write_text("hook-s = 2\n")
+    try:
+        replace_shutdown(web, "exec yes")
+        done = web.run("shutdown", "web", check=1, timeout=60)
+        assert "did not end within 2 seconds" in done.stderr
+    finally:
+        web.layout.settings.unlink()
+    assert web.state("web") == "running"
