@@ -144,10 +144,6 @@ def _attach(session: Session, name: str, arguments: Sequence[str], force: bool) 
             layout, name, uid_base=base, idmap_marker=None, brand=zone.brand, zonepath=zone.zonepath
         )
         zones.set_state(layout, name, State.INSTALLED)
-    if not force and run_hook(session, brand, "postattach", info, arguments, brand.install_deadline_s):
-        forget(layout, name)  # what detach has left is still there: attach can be tried again
-        raise BrandError("postattach of brand '{brand}' failed", brand=brand.name)
-    with undisturbed():
         detached.forget(zone.zonepath, keep=force)
     return Exit.OK if force else _postattach(session, brand, info, arguments, manifest)
 
