@@ -58,6 +58,7 @@ _BRINGS_UP = {
     Command.MOUNT,
     Command.FORCEMOUNT,
 }
+_BOOTS = {command.value for command in (Command.BOOT, Command.FORCEBOOT, Command.REBOOT)}
 
 
 @dataclass
@@ -167,22 +168,25 @@ class Supervisor:
         intent = files.read_json(self._intent_path) or {}
         instance = instances.read(self.layout, self.zonename)
         pending = Ledger(self.layout.zone_run(self.zonename) / "ledger.jsonl").pending()
+        again = None
+        if intent.get("command") == Command.REBOOT.value:
+            again = Request(Command.BOOT, arguments=intent.get("arguments", ""))
         if instance is None and not pending:
             self._intent_path.unlink(missing_ok=True)
+            if again is not None:  # it died between the two halves of a reboot
+                self.queue.append(again)
             return
         state = self._state()
         if instance is not None and instance.phase is Phase.BOOTING and state is State.RUNNING:
             instance = instances.write(self.layout, instance.but(phase=Phase.RUNNING))
-        if instance is not None and instance.phase in (Phase.READY, Phase.RUNNING):
+        half_booted = state is State.READY and intent.get("command") in _BOOTS
+        if instance is not None and instance.phase in (Phase.READY, Phase.RUNNING) and not half_booted:
             self._intent_path.unlink(missing_ok=True)
             if self._attach():
                 return
             if instance.init is not None and instance.init.alive:
                 self._watch_orphan(instance.init.pid)  # zsched is gone and init lives on
                 return
-        again = None
-        if intent.get("command") == Command.REBOOT.value:
-            again = Request(Command.BOOT, arguments=intent.get("arguments", ""))
         self.asked = True
         self.queue.append(Request(None, after=again))
 
@@ -500,7 +504,7 @@ class Supervisor:
         job = workers.procedure_job(cell.procedure) if cell else workers.recover
         files.write_json(
             self._intent_path,
-            {"command": request.command.value if request.command else "", "arguments": request.arguments},
+            _intent(request),
         )
         self.current, self.procedure = request, cell.procedure if cell else None
         self.worker = workers.start(transition, job, self.lock.forget)
@@ -700,6 +704,13 @@ def _observed(layout: Layout, zonename: str) -> Observation | None:
         return observe(layout, zonename)
     except ZoneError:
         return None
+
+
+def _intent(request: Request) -> dict[str, str]:
+    """What a successor must know of the request under way."""
+    if request.command is None and request.after is not None:  # what is taken back was half of a reboot
+        return {"command": Command.REBOOT.value, "arguments": request.after.arguments}
+    return {"command": request.command.value if request.command else "", "arguments": request.arguments}
 
 
 def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:
