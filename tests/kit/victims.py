@@ -1,0 +1,70 @@
+"""The processes that a test kills: a zone's supervisor, its zsched and its init.  Each is gone when the call returns."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+
+from tests.kit import door
+from tests.kit.instance import Instance
+from tests.kit.waiting import DEADLINE_S
+from zonemgr.linux.procfs import start_time
+from zonemgr.store import instance as instances
+
+
+def record(instance: Instance, zonename: str = "web") -> instances.Instance:
+    """The record of the living zone."""
+    found = instances.read(instance.layout, zonename)
+    assert found is not None, f"zone {zonename} has no record"
+    return found
+
+
+def supervisor(instance: Instance, zonename: str = "web") -> int:
+    """The pid of the zone's supervisor, which is started when there is none."""
+    return int(door.state(instance, zonename)["supervisor_pid"])
+
+
+def zsched(instance: Instance, zonename: str = "web") -> int:
+    found = record(instance, zonename).zsched
+    assert found is not None and found.alive
+    return found.pid
+
+
+def init(instance: Instance, zonename: str = "web") -> int:
+    found = record(instance, zonename).init
+    assert found is not None and found.alive
+    return found.pid
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send the signal and see the process end."""
+    pid_fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pid_fd, number)
+        ready, _, _ = select.select([pid_fd], [], [], DEADLINE_S)
+        assert ready, f"process {pid} survives signal {number}"
+    finally:
+        os.close(pid_fd)
+
+
+def residents(instance: Instance, zonename: str = "web") -> frozenset[tuple[int, int | None]]:
+    """The zone's processes: pid and start time."""
+    folder = Path(record(instance, zonename).cgroup)
+    pids = {int(pid) for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()}
+    return frozenset((pid, start_time(pid)) for pid in pids)
+
+
+def has_supervisor(instance: Instance, zonename: str = "web") -> bool:
+    """Whether one lives, without starting one."""
+    from zonemgr.store.locks import FileLock
+
+    path = instance.layout.zone_run(zonename) / "lock"
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    free = lock.acquire(blocking=False)
+    if free:
+        lock.forget()
+    return not free
