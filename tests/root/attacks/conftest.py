@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from tests.kit.instance import Instance
 PLACE = Path("/var/tmp")
 
 
-@pytest.fixture(scope="module")
-def installed() -> Iterator[Instance]:
-    """An instance with one zone, "web", installed; the module's tests leave it so, or booted where they found it so.
+@contextmanager
+def one_installed() -> Iterator[Instance]:
+    """An instance with one zone, "web", installed.
 
     The leak check of each test takes it for a stranger's, and so sees what the test itself makes.
     """
@@ -34,10 +35,18 @@ def installed() -> Iterator[Instance]:
 
 
 @pytest.fixture(scope="module")
-def web(installed: Instance) -> Instance:
-    """The module's zone, booted."""
-    installed.run("boot", "web")
-    return installed
+def installed() -> Iterator[Instance]:
+    """For a module that configures its zone, or takes it up and down: "web", installed."""
+    with one_installed() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="package")
+def web() -> Iterator[Instance]:
+    """For all who need a zone with nothing special: "web", booted.  Tests leave it running and as it was."""
+    with one_installed() as instance:
+        instance.run("boot", "web")
+        yield instance
 
 
 def fingerprint(folder: Path) -> list[tuple[str, int, int, int, int, str]]:

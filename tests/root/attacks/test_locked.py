@@ -40,8 +40,8 @@ answer({
 
 def test_no_mount_of_the_host_can_be_made_writable_moved_or_taken_off(web: Instance) -> None:
     seen = ask(web, ATTACK_ALL)
-    assert {"/", "/usr", "/proc", "/sys", "/proc/keys", "/dev/null"} <= set(seen.pop("points"))
-    assert {"/usr", "/sys", "/usr/local/sbin/init", "/dev/null", "/run/host", "/proc/bus"} <= set(seen.pop("read_only"))
+    assert {"/", "/usr", "/proc", "/sys", "/proc/keys", "/dev"} <= set(seen.pop("points"))
+    assert {"/usr", "/sys", "/usr/local/sbin/init", "/run/host", "/proc/bus"} <= set(seen.pop("read_only"))
     assert not any(seen.values()), seen
 
 
@@ -122,26 +122,24 @@ answer([attack(path) for path in {victims}])
     assert not Path("/usr/bin/planted").exists()
 
 
-def test_devices_can_be_used_and_not_changed(web: Instance) -> None:
+def test_devices_can_be_used_and_those_of_the_host_not_changed(web: Instance) -> None:
     names = ("null", "zero", "full", "random", "urandom", "tty")
     before = [os.stat(f"/dev/{name}") for name in names]
     program = f"""
 open("/dev/null", "w").write("x")
-def attack(path):
-    return [attempt(act) for act in (
-        lambda: os.chmod(path, 0),
-        lambda: os.chown(path, 0, 0),
-        lambda: os.utime(path, (1, 1)),
-        lambda: os.setxattr(path, "trusted.x", b"x"),
-    )]
-answer([len(open("/dev/zero", "rb").read(7)), [attack("/dev/" + name) for name in {names}]])
+answer(len(open("/dev/zero", "rb").read(7)))
+for path in ["/dev/" + name for name in {names}]:
+    mode = os.stat(path).st_mode
+    attempt(os.utime, path, (1, 1))
+    attempt(os.chmod, path, 0)
+    attempt(os.chmod, path, stat.S_IMODE(mode))
+    attempt(os.chown, path, 7, 7)
+    attempt(os.chown, path, 0, 0)
 """
-    length, seen = ask(web, program)
-    assert length == 7
-    assert all(error for errors in seen for error in errors), seen
+    assert ask(web, program) == 7
     after = [os.stat(f"/dev/{name}") for name in names]
-    assert [(s.st_mode, s.st_uid, s.st_mtime_ns) for s in after] == [
-        (s.st_mode, s.st_uid, s.st_mtime_ns) for s in before
+    assert [(s.st_mode, s.st_uid, s.st_ctime_ns) for s in after] == [
+        (s.st_mode, s.st_uid, s.st_ctime_ns) for s in before
     ]
 
 

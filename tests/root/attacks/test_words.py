@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,20 @@ def supervisor_memory_kb(instance: Instance) -> int:
     return largest
 
 
+@pytest.fixture(autouse=True)
+def poweroff(web: Instance) -> Iterator[None]:
+    """The zone's own poweroff, which ``shutdown`` runs, is the brand's again after each test."""
+    path = web.layout.zonepath("web") / "root/usr/local/sbin/poweroff"
+    target = os.readlink(path)
+    yield
+    path.unlink()
+    path.symlink_to(target)
+
+
 def replace_shutdown(instance: Instance, script: str) -> None:
-    """The zone's own poweroff, which ``shutdown`` runs, becomes something else."""
+    """The zone's own poweroff becomes something else."""
     path = instance.layout.zonepath("web") / "root/usr/local/sbin/poweroff"
-    path.unlink(missing_ok=True)
+    path.unlink()
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
@@ -77,18 +88,18 @@ def test_names_of_processes_and_hosts_do_not_reach_the_operator_raw(web: Instanc
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "-i /evil\n-s", "x" * 300, "\x00"])
 def test_boot_arguments_and_names_with_control_characters_are_refused_or_shown_plain(
-    installed: Instance, text: str
+    web: Instance, text: str
 ) -> None:
     if "\0" not in text:
-        done = installed.run("boot", "web", "--", text, check=False)
+        done = web.run("boot", "web", "--", text, check=False)
         assert "\x1b" not in done.stderr
     for key in ("hostname", "bootargs"):
-        path = installed.layout.config("web")
+        path = web.layout.config("web")
         kept = path.read_text()
         escaped = "".join(f"\\u{ord(character):04x}" for character in text)
         try:
             path.write_text(kept + f'\n{key} = "{escaped}"\n' if "[[" not in kept else f'{key} = "{escaped}"\n' + kept)
-            said = installed.run("verify", "web", check=False)
+            said = web.run("verify", "web", check=False)
             assert said.returncode in (0, 1)
             assert "\x1b" not in said.stderr
             if key == "hostname":
