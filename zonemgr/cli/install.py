@@ -202,6 +202,7 @@ def forget(layout: Layout, name: str) -> None:
     """The zone is configured again: nothing is on the disk, and its ids are free for others."""
     from zonemgr.store import idranges, zones
 
+    # The state last: whoever dies before it leaves a zone that can be uninstalled, which releases once more.
     zones.update_entry(layout, name, uid_base=None, idmap_marker=None)
-    zones.set_state(layout, name, State.CONFIGURED)
     idranges.release(layout, name)
+    zones.set_state(layout, name, State.CONFIGURED)
