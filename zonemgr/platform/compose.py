@@ -24,6 +24,8 @@ from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
 
 MASKED = (
+    "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -32,6 +34,7 @@ MASKED = (
     "/proc/timer_list",
     "/proc/acpi",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq")

@@ -28,6 +28,7 @@ from zonemgr.platform.stage import Stage
 from zonemgr.store import zones
 
 _TTY_GID = 5
+_PTYS_MAX = 1024  # of one zone: the kernel's own limit is for all of them together
 
 _FLAGS = {
     "ro": mounts.ATTR_RDONLY,
@@ -200,7 +201,9 @@ def open_plainly(path: str, flags: int, within: str = "/") -> int:
 
 def _why_not_opened(op: plan.Bind, error: OSError) -> str:
     if error.errno == errno.ELOOP and op.within == "/":
-        return message("a symbolic link is in the way (name '{path}' itself)", path=os.path.realpath(op.special))
+        return message(
+            "a symbolic link is in the way (name '{path}' itself)", path=os.path.realpath(op.special)
+        )
     return explain(error)
 
 
@@ -322,7 +325,12 @@ def kernel_file_system(op: plan.KernelFileSystem, stage: Stage) -> None:
         attributes |= mounts.ATTR_RDONLY
     options: dict[str, str | None] = {}
     if op.type == "devpts":
-        options = {"mode": "620", "ptmxmode": "666", "gid": str(stage.uid_base + _TTY_GID)}
+        options = {
+            "mode": "620",
+            "ptmxmode": "666",
+            "max": str(_PTYS_MAX),
+            "gid": str(stage.uid_base + _TTY_GID),
+        }
 
     def act() -> None:
         mount_fd = mounts.make_filesystem(op.type, options, attributes=attributes)
