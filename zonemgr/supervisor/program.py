@@ -144,7 +144,7 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
         log.error(traceback.format_exc())
         starter.say(error.text if isinstance(error, ZoneError) else f"internal error: {error!r}")
     finally:
-        _leave_cgroup(layout, zonename)
+        _leave_supervisors(layout)
         os._exit(status)
 
 
@@ -158,17 +158,20 @@ def _supervise(layout: Layout, zonename: str, starter: Starter) -> int:
         if time.monotonic() > deadline or _door_answers(layout, zonename):
             return 1  # another one serves: lose silently
         time.sleep(0.01)  # flock has no deadline
-    _kill_leftover_work(layout, zonename)
-    _warn(layout, zonename, starter)
-    supervisor = Supervisor(layout, zonename, lock)
-    supervisor.open()
-    if starter.descriptor < 0:  # zsched started us, for what another one may have done meanwhile: wait for nobody
-        supervisor.asked = True
-        supervisor.loop.after(0, lambda: None)
-    gc.collect()
-    gc.freeze()
-    starter.ready()
-    supervisor.run()
+    try:
+        _kill_leftover_work(layout, zonename)
+        _warn(layout, zonename, starter)
+        supervisor = Supervisor(layout, zonename, lock)
+        supervisor.open()
+        if starter.descriptor < 0:  # zsched started us, for what another one may have done meanwhile: wait for nobody
+            supervisor.asked = True
+            supervisor.loop.after(0, lambda: None)
+        gc.collect()
+        gc.freeze()
+        starter.ready()
+        supervisor.run()
+    finally:  # by the one that holds the lock: one that lost has nothing to tidy up
+        _leave_zone(layout, zonename)
     return 0
 
 
@@ -201,14 +204,18 @@ def _warn(layout: Layout, zonename: str, starter: Starter) -> None:
         )
 
 
-def _leave_cgroup(layout: Layout, zonename: str) -> None:
+def _leave_supervisors(layout: Layout) -> None:
     """The last supervisor of an instance leaves no folder behind."""
     try:
         supervisors.leave("zonemgr" + layout.suffix, detect())
-        if (
-            instances.read(layout, zonename) is None
-            and not (layout.zone_run(zonename) / "ledger.jsonl").exists()
-        ):
+    except (OSError, ZoneError):
+        return  # nothing more can be done by a process that is leaving
+
+
+def _leave_zone(layout: Layout, zonename: str) -> None:
+    """Nothing of a zone that has no platform stays, and no folder of one that was deleted."""
+    try:
+        if instances.read(layout, zonename) is None and not (layout.zone_run(zonename) / "ledger.jsonl").exists():
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
             _remove_folder(layout.zone_run(zonename))
