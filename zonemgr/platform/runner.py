@@ -18,7 +18,7 @@ from zonemgr.errors import PlatformError, ZoneError
 from zonemgr.linux import mounts, namespaces
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
-from zonemgr.platform import mounting, network
+from zonemgr.platform import devices, filesystems, furnishing, mounting, network
 from zonemgr.platform.stage import Stage
 from zonemgr.store.ledger import Ledger
 
@@ -70,7 +70,7 @@ def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
             os.close(descriptor)
 
     with inside(stage):
-        mounting.in_pid_namespace(stage.born.init_pid, act)
+        filesystems.in_pid_namespace(stage.born.init_pid, act)
 
 
 def _seal(_op: plan.Seal, stage: Stage) -> None:
@@ -98,13 +98,13 @@ _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.RootTree: mounting.root_tree,
     plan.ScratchRoot: mounting.scratch_root,
     plan.Bind: mounting.bind,
-    plan.FileSystem: mounting.file_system,
-    plan.KernelFileSystem: mounting.kernel_file_system,
-    plan.DeviceTree: mounting.device_tree,
-    plan.Console: mounting.console,
-    plan.Mask: mounting.mask,
-    plan.RunHost: mounting.run_host,
-    plan.HostId: mounting.host_id,
+    plan.FileSystem: filesystems.file_system,
+    plan.KernelFileSystem: filesystems.kernel_file_system,
+    plan.DeviceTree: devices.device_tree,
+    plan.Console: devices.console,
+    plan.Mask: furnishing.mask,
+    plan.RunHost: furnishing.run_host,
+    plan.HostId: furnishing.host_id,
     plan.Seal: _seal,
 }
 

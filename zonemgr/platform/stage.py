@@ -12,6 +12,8 @@ from zonemgr.store.paths import Layout
 if TYPE_CHECKING:
     from zonemgr.linux.cgroup import ZoneCgroup
 
+TTY_GID = 5  # the group tty, in every distribution
+
 
 @dataclass(frozen=True, slots=True)
 class Born:
