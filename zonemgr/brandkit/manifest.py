@@ -15,8 +15,9 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from zonemgr.brandkit import contract
 from zonemgr.brandkit.base import HOOKS, Brand, ZoneInfo
@@ -31,22 +32,25 @@ _OWN_KEYS: Final = ("hooks", "numbers")
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
 
 
-class Program(Brand):
-    """A brand whose hooks are programs.  The words of each are in ``_programs``."""
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """The program of one hook.  ``numbers``: states and commands as words are Solaris' numbers."""
 
-    _programs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    _numbers: ClassVar[bool] = False
+    hook: str
+    words: tuple[str, ...]
+    folder: Path
+    numbers: bool
 
-    def _run(self, hook: str, zone: ZoneInfo | None, words: Sequence[str], facts: Mapping[str, str]) -> None:
+    def run(self, brand: Brand, zone: ZoneInfo | None, words: Sequence[str], facts: Mapping[str, str]) -> None:
         """Become the program: we are a child that lives for this one call."""
-        folder = str(_folder_of(type(self)) or self.folder)
+        folder = str(self.folder)
         known = {"data": folder, **({} if zone is None else _tokens(zone))}
-        argv = [_fill(word, known) for word in self._programs[hook]] + list(words)
+        argv = [_fill(word, known) for word in self.words] + list(words)
         environment = {
             **os.environ,
-            "ZONEMGR_BRAND": self.name,
+            "ZONEMGR_BRAND": brand.name,
             "ZONEMGR_BRAND_FOLDER": folder,
-            "ZONEMGR_HOOK": hook,
+            "ZONEMGR_HOOK": self.hook,
             **facts,
             **({} if zone is None else _about(zone)),
         }
@@ -54,11 +58,6 @@ class Program(Brand):
             os.execve(argv[0], argv, environment)
         except OSError as error:
             raise BrandError("cannot run {path}: {why}", path=argv[0], why=error.strerror) from error
-
-
-def _folder_of(cls: type[Brand]) -> Path | None:
-    """The folder of the manifest that declared the programs, also when a brand derives from it."""
-    return next((vars(base)["_place"] for base in cls.__mro__ if "_place" in vars(base)), None)
 
 
 def _tokens(zone: ZoneInfo) -> Mapping[str, str]:
@@ -93,70 +92,85 @@ def _config_file(zone: ZoneInfo) -> str:
 # -- one method for each kind of hook -------------------------------------------------------------------------------
 
 
-def _with_arguments(hook: str) -> Callable[..., None]:
-    def method(self: Program, zone: ZoneInfo, arguments: Sequence[str]) -> None:
-        self._run(hook, zone, arguments, {})
+def _with_arguments(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, arguments: Sequence[str]) -> None:
+        program.run(self, zone, arguments, {})
 
     return method
 
 
-def _of_zone(hook: str) -> Callable[..., None]:
-    def method(self: Program, zone: ZoneInfo) -> None:
-        self._run(hook, zone, (), {})
+def _of_zone(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo) -> None:
+        program.run(self, zone, (), {})
 
     return method
 
 
-def _of_state(hook: str) -> Callable[..., None]:
-    def method(self: Program, zone: ZoneInfo, state: str, command: str) -> None:
+def _of_state(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, state: str, command: str) -> None:
         numbers = str(State.of(state).value), str(Command(command).number)
-        words = (*numbers, zone.altroot) if self._numbers else (state, command)
+        words = (*numbers, zone.altroot) if program.numbers else (state, command)
         facts = {
             "ZONEMGR_STATE": state,
             "ZONEMGR_COMMAND": command,
             "ZONEMGR_STATE_NUMBER": numbers[0],
             "ZONEMGR_COMMAND_NUMBER": numbers[1],
         }
-        self._run(hook, zone, words, facts)
+        program.run(self, zone, words, facts)
 
     return method
 
 
-def _lacks(self: Program) -> None:
-    self._run("lacks", None, (), {})
+def _lacks(program: _Program) -> Callable[..., None]:
+    def method(self: Brand) -> None:
+        program.run(self, None, (), {})
+
+    return method
 
 
-def _verify(self: Program, zone: ZoneInfo, command: str) -> None:
-    self._run("verify", zone, (command,), {"ZONEMGR_COMMAND": command})
+def _verify(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, command: str) -> None:
+        program.run(self, zone, (command,), {"ZONEMGR_COMMAND": command})
+
+    return method
 
 
-def _query(self: Program, zone: ZoneInfo, what: str) -> None:
-    self._run("query", zone, (what,), {})
+def _query(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, what: str) -> None:
+        program.run(self, zone, (what,), {})
+
+    return method
 
 
-def _clone(self: Program, zone: ZoneInfo, source: ZoneInfo, arguments: Sequence[str]) -> None:
-    facts = {"ZONEMGR_SOURCE": source.zonename, "ZONEMGR_SOURCE_ZONEROOT": source.root}
-    self._run("clone", zone, (*arguments, source.zonename), facts)
+def _clone(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, source: ZoneInfo, arguments: Sequence[str]) -> None:
+        facts = {"ZONEMGR_SOURCE": source.zonename, "ZONEMGR_SOURCE_ZONEROOT": source.root}
+        program.run(self, zone, (*arguments, source.zonename), facts)
+
+    return method
 
 
-def _validatesnap(self: Program, zone: ZoneInfo, snapshot: str, path: str) -> None:
-    self._run("validatesnap", zone, (snapshot, path), {})
+def _validatesnap(program: _Program) -> Callable[..., None]:
+    def method(self: Brand, zone: ZoneInfo, snapshot: str, path: str) -> None:
+        program.run(self, zone, (snapshot, path), {})
+
+    return method
 
 
-def _method(hook: str) -> Callable[..., None]:
-    special: Mapping[str, Callable[..., None]] = {
-        "lacks": _lacks,
-        "verify": _verify,
-        "query": _query,
-        "clone": _clone,
-        "validatesnap": _validatesnap,
-        "pre_statechange": _of_state("pre_statechange"),
-        "post_statechange": _of_state("post_statechange"),
-    }
-    if hook in special:
-        return special[hook]
-    takes_arguments = "arguments" in getattr(Brand, hook).__code__.co_varnames
-    return _with_arguments(hook) if takes_arguments else _of_zone(hook)
+_SPECIAL: Final[Mapping[str, Callable[[_Program], Callable[..., None]]]] = {
+    "lacks": _lacks,
+    "verify": _verify,
+    "query": _query,
+    "clone": _clone,
+    "validatesnap": _validatesnap,
+    "pre_statechange": _of_state,
+    "post_statechange": _of_state,
+}
+
+
+def _method(program: _Program) -> Callable[..., None]:
+    takes_arguments = "arguments" in getattr(Brand, program.hook).__code__.co_varnames
+    return _SPECIAL.get(program.hook, _with_arguments if takes_arguments else _of_zone)(program)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -164,7 +178,6 @@ def _method(hook: str) -> Callable[..., None]:
 
 def read(path: Path) -> type[Brand]:
     """The class that a ``brand.toml`` describes; its values are checked by ``contract``.  Raises BrandError."""
-    folder = path.parent
     table = _table(path)
     for key in table:
         if key not in contract.CHECKS and key not in _OWN_KEYS:
@@ -178,9 +191,8 @@ def read(path: Path) -> type[Brand]:
         declared = {key: _value(key, value) for key, value in table.items()}
     except (TypeError, ValueError) as error:
         raise BrandError("{path}: {why}", path=path, why=error) from None
-    methods = {hook: _method(hook) for hook in programs}
-    own = {"_programs": programs, "_numbers": numbers, "_place": folder, "__module__": __name__}
-    return type("Folder", (Program,), {**own, **declared, **methods})
+    methods = {hook: _method(_Program(hook, words, path.parent, numbers)) for hook, words in programs.items()}
+    return type("Folder", (Brand,), {"__module__": __name__, **declared, **methods})
 
 
 def _table(path: Path) -> dict[str, Any]:
