@@ -276,8 +276,6 @@ class Supervisor:
                 break
             if result is None:
                 break
-            if self.worker is not None and result.si_pid == self.worker.pid:
-                self.loop.after(0, self._worker_ended)
             instance = instances.read(self.layout, self.zonename)
             if instance and instance.init and result.si_pid == instance.init.pid:
                 self.ended = {result.si_pid: (result.si_code, result.si_status)}
@@ -594,9 +592,9 @@ class Supervisor:
             while self._read_more(worker):
                 pass
             done = worker.done
-        self.worker = self.current = None
+        self.current = None
         self.loop.forget(worker.sock.fileno())
-        worker.close()
+        self.loop.watch(worker.pid_fd, lambda _events: self._worker_left())
         if self.deadline is not None:
             self.deadline.cancel()
         self._intent_path.unlink(missing_ok=True)
@@ -604,6 +602,13 @@ class Supervisor:
             self._crashed(request)
         else:
             self._worked(request, bool(done["ok"]))
+
+    def _worker_left(self) -> None:
+        """It is out of its cgroup, which the next worker needs empty: a folder that was killed once kills for good."""
+        worker, self.worker = self.worker, None
+        assert worker is not None
+        self.loop.forget(worker.pid_fd)
+        worker.close()
         self._next()
 
     def _read_more(self, worker: Worker) -> bool:

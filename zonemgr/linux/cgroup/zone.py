@@ -316,7 +316,7 @@ def _make_anew(folder: Path) -> None:
     new folder counts from zero.
     """
     give_up = time.monotonic() + 2.0
-    while folder.is_dir() and not _flag((folder / "cgroup.events").read_bytes(), "populated"):
+    while folder.is_dir() and not _pids_below(folder):  # dead ones may populate it for a moment
         try:
             folder.rmdir()
         except OSError:
