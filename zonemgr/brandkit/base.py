@@ -264,9 +264,10 @@ class Brand:
         return getattr(type(self), hook) is not getattr(Brand, hook)
 
     def privileges(self, ip_type: str) -> PrivilegeSets:
-        """The brand's sets for a zone of this ip-type."""
+        """The brand's sets for a zone of this ip-type.  What is prohibited is in no default."""
         always = PrivilegeSets(self.default_privileges, self.required_privileges, self.prohibited_privileges)
-        return always | self.ip_type_privileges.get(ip_type, PrivilegeSets())
+        sets = always | self.ip_type_privileges.get(ip_type, PrivilegeSets())
+        return PrivilegeSets(sets.default - sets.prohibited, sets.required, sets.prohibited)
 
 
 HOOKS: Final = (
