@@ -46,8 +46,12 @@ class Console:
         self.pid = os.getpid()
         self.text = b""
         self._taken = 0
-        self.socket = knock(instance, b"IDENT %d C %d\n" % (self.pid, leave_on_halt), zonename)
-        first = answer(self.socket)
+        first = b""
+        while not first:  # a supervisor may leave between our coming and its answer
+            self.socket = knock(instance, b"IDENT %d C %d\n" % (self.pid, leave_on_halt), zonename)
+            first = answer(self.socket)
+            if first != b"OK\n":
+                self.socket.close()
         assert first == b"OK\n", first
 
     def __enter__(self) -> Self:

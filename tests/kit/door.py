@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,3 +82,12 @@ def state(instance: Instance, zonename: str = "web") -> dict[str, Any]:
     zone = reply["zone"]
     assert isinstance(zone, dict)
     return zone
+
+
+@contextmanager
+def monitored(instance: Instance, zonename: str = "web") -> Iterator[socket.socket]:
+    """Somebody monitors the zone, so that its supervisor stays.  The monitor's connection."""
+    with start.connected(instance.layout, zonename, "door", lambda _text: None) as monitor:
+        monitor.sendall(varlink.encode({"method": f"{varlink.ZONE}.Monitor", "more": True}))
+        state(instance, zonename)  # it has been heard by then
+        yield monitor

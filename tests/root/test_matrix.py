@@ -25,8 +25,6 @@ from zonemgr.model.grid import GRID, Already, Refuse, Run
 from zonemgr.model.states import Command, State
 from zonemgr.store import instance as instances
 from zonemgr.store.observe import state_of
-from zonemgr.wire import varlink
-from zonemgr.wire.client import Client
 
 pytestmark = pytest.mark.requires("root", "mount", "net", "cgroup")
 
@@ -93,38 +91,36 @@ def fails(instance: Instance, command: Command, state: State, *texts: str) -> No
 
 def test_installed_ready_running_and_mounted(instance: Instance) -> None:
     instance.installed()
-    still(instance, State.INSTALLED)
-    does(instance, Command.NOTE_UNINSTALLING, State.INSTALLED)
+    with door.monitored(instance):
+        still(instance, State.INSTALLED)
+        does(instance, Command.NOTE_UNINSTALLING, State.INSTALLED)
 
-    does(instance, Command.READY, State.READY)
-    still(instance, State.READY)
-    does(instance, Command.HALT, State.INSTALLED)
-    does(instance, Command.READY, State.READY)
-    does(instance, Command.BOOT, State.RUNNING)
-    still(instance, State.RUNNING)
-    does(instance, Command.READY, State.READY)
-    does(instance, Command.FORCEBOOT, State.RUNNING)
-    does(instance, Command.REBOOT, State.RUNNING)
-    does(instance, Command.HALT, State.INSTALLED)
+        does(instance, Command.READY, State.READY)
+        still(instance, State.READY)
+        does(instance, Command.HALT, State.INSTALLED)
+        does(instance, Command.READY, State.READY)
+        does(instance, Command.BOOT, State.RUNNING)
+        still(instance, State.RUNNING)
+        does(instance, Command.READY, State.READY)
+        does(instance, Command.FORCEBOOT, State.RUNNING)
+        does(instance, Command.REBOOT, State.RUNNING)
+        does(instance, Command.HALT, State.INSTALLED)
 
-    does(instance, Command.BOOT, State.RUNNING)
-    does(instance, Command.SHUTDOWN, State.INSTALLED)
-    does(instance, Command.FORCEBOOT, State.RUNNING)
-    does(instance, Command.HALT, State.INSTALLED)
+        does(instance, Command.BOOT, State.RUNNING)
+        does(instance, Command.SHUTDOWN, State.INSTALLED)
+        does(instance, Command.FORCEBOOT, State.RUNNING)
+        does(instance, Command.HALT, State.INSTALLED)
 
-    does(instance, Command.FORCEMOUNT, State.MOUNTED)
-    does(instance, Command.UNMOUNT, State.INSTALLED)
-    does(instance, Command.MOUNT, State.MOUNTED)
-    still(instance, State.MOUNTED)
-    does(instance, Command.UNMOUNT, State.INSTALLED)
+        does(instance, Command.FORCEMOUNT, State.MOUNTED)
+        does(instance, Command.UNMOUNT, State.INSTALLED)
+        does(instance, Command.MOUNT, State.MOUNTED)
+        still(instance, State.MOUNTED)
+        does(instance, Command.UNMOUNT, State.INSTALLED)
 
 
 def test_configured_with_a_supervisor_that_somebody_monitors(instance: Instance) -> None:
     instance.installed()
-    door.state(instance)  # starts a supervisor
-    with Client(instance.layout.zone_run("web") / "door") as monitor:
-        monitor._send(f"{varlink.ZONE}.Monitor", {}, True)
-        until(lambda: door.state(instance)["state"] == "installed", "an answer behind Monitor")
+    with door.monitored(instance):
         instance.run("uninstall", "-F", "web")
         assert door.state(instance)["state"] == "configured"
         still(instance, State.CONFIGURED)

@@ -100,6 +100,7 @@ class Supervisor:
         self.generation = ""
         self.quick_reboots = 0
         self.peers: set[Peer] = set()
+        self.callers: set[Peer] = set()  # those that have asked something
         self.monitors: list[Call] = []
         self.follower: events.Follower | None = None
         self.asked = False
@@ -354,12 +355,16 @@ class Supervisor:
         if peer.closed:
             self.loop.forget(descriptor)
             self.peers.discard(peer)
+            if peer in self.callers:  # also one that only looked: nobody may come after it
+                self.callers.discard(peer)
+                self.asked = True
             self.monitors = [call for call in self.monitors if not call.gone]
         else:
             self._watch_peer(peer)
 
     def _call(self, call: Call) -> None:
         method = self.introspection.handle(call)
+        self.callers.add(call.peer)
         if method is None:
             return
         if method == "GetState":
