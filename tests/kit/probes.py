@@ -82,6 +82,14 @@ def _loop() -> str:
     return f"{missing[0]} is not installed" if missing else _works("losetup", "--find")
 
 
+def _file_system(kind: str) -> str:
+    """A file system that the kernel knows and that can be made on a loop device."""
+    known = [line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()]
+    if kind not in known and _works("modprobe", kind):
+        return f"the kernel has no {kind}"
+    return "" if shutil.which(f"mkfs.{kind}") else f"there is no mkfs.{kind}"
+
+
 def _nft() -> str:
     return _works("unshare", "--net", "nft", "list", "tables")
 
@@ -105,6 +113,8 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "net": _net,
     "cgroup": _cgroup,
     "loop": _loop,
+    "btrfs": lambda: _loop() or _file_system("btrfs"),
+    "xfs": lambda: _loop() or _file_system("xfs"),
     "nft": _nft,
     "busybox": _busybox,
     "debootstrap": _debootstrap,

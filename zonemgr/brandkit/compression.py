@@ -67,12 +67,23 @@ def compressed(fd: int, kind: Kind) -> Iterator[BinaryIO]:
         with os.fdopen(os.dup(fd), "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6) as zipped:
             yield cast(BinaryIO, zipped)
     else:
-        with _process([_required_program(), "-q", "-c", "-T0"], stdin=subprocess.PIPE, stdout=fd) as program:
+        words = [_required_program(), "-q", "-c", "-T0"]
+        with _process(words, stdin=subprocess.PIPE, stdout=fd, stderr=subprocess.PIPE) as program:
             assert program.stdin is not None
-            yield cast(BinaryIO, program.stdin)
-            program.stdin.close()
+            try:
+                yield cast(BinaryIO, program.stdin)
+                program.stdin.close()
+            except BrokenPipeError:
+                raise _why(program) from None
             if program.wait():
-                raise PlatformError("zstd ended with status {status}", status=program.returncode)
+                raise _why(program)
+
+
+def _why(program: subprocess.Popen[bytes]) -> PlatformError:
+    """What the program said last."""
+    assert program.stderr is not None
+    said = program.stderr.read(4096).decode(errors="replace").strip().splitlines()
+    return PlatformError("cannot compress: {why}", why=said[-1].strip() if said else "zstd failed")
 
 
 @contextmanager
@@ -145,18 +156,18 @@ def _feed(source: _Prefixed, sink: IO[bytes]) -> None:
 
 
 @contextmanager
-def _process(words: list[str], *, stdin: int, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    words: list[str], *, stdin: int, stdout: int, stderr: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     """A program that is gone at the end, whatever happens.  It dies with us: its other end closes."""
-    program = subprocess.Popen(
-        words, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    program = subprocess.Popen(words, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
     try:
         yield program
     finally:
         if program.poll() is None:
             program.kill()
         program.wait()
-        for stream in (program.stdin, program.stdout):
+        for stream in (program.stdin, program.stdout, program.stderr):
             if stream is not None:
                 with suppress(OSError):
                     stream.close()

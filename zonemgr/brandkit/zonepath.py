@@ -129,6 +129,7 @@ def _empty_and_remove(folder_fd: int, name: str, top_fd: int, depth: int) -> boo
 def _entries(folder_fd: int) -> Iterator[tuple[str, bool]]:
     """(name, is a folder) of everything in the folder, taken down before anything in it changes."""
     names = []
+    os.lseek(folder_fd, 0, os.SEEK_SET)  # btrfs shows what was there when the position was last set, and no more
     with os.scandir(folder_fd) as entries:
         for entry in entries:
             names.append((entry.name, entry.is_dir(follow_symlinks=False)))
