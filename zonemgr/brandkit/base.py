@@ -25,7 +25,12 @@ from zonemgr.model.brandspec import (
     PrivilegeSets,
     RestartPolicy,
 )
-from zonemgr.model.privileges import DEFAULT_CAPABILITIES, PROHIBITED_CAPABILITIES, REQUIRED_CAPABILITIES
+from zonemgr.model.privileges import (
+    DEFAULT_CAPABILITIES,
+    PROHIBITED_CAPABILITIES,
+    REQUIRED_CAPABILITIES,
+    expand,
+)
 
 if TYPE_CHECKING:
     from zonemgr.model.zone import Zone
@@ -197,9 +202,6 @@ class Brand:
     def postsnap(self, zone: ZoneInfo) -> int | None:
         """On the source of a clone, after its root was snapshot."""
 
-    def validatesnap(self, zone: ZoneInfo, snapshot: str, path: str) -> int | None:
-        """Refuse a snapshot (its name, and where it can be read) from which ``clone -s`` is to make a zone."""
-
     def postclone(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """The clone ``zone`` has its root.  Failure leaves it incomplete."""
 
@@ -267,7 +269,7 @@ class Brand:
         """The brand's sets for a zone of this ip-type.  What is prohibited is in no default."""
         always = PrivilegeSets(self.default_privileges, self.required_privileges, self.prohibited_privileges)
         sets = always | self.ip_type_privileges.get(ip_type, PrivilegeSets())
-        return PrivilegeSets(sets.default - sets.prohibited, sets.required, sets.prohibited)
+        return PrivilegeSets(expand(sets.default) - expand(sets.prohibited), sets.required, sets.prohibited)
 
 
 HOOKS: Final = (
@@ -280,7 +282,6 @@ HOOKS: Final = (
     "uninstall",
     "presnap",
     "postsnap",
-    "validatesnap",
     "clone",
     "postclone",
     "unconfigure",

@@ -150,19 +150,11 @@ def _clone(program: _Program) -> Callable[..., None]:
     return method
 
 
-def _validatesnap(program: _Program) -> Callable[..., None]:
-    def method(self: Brand, zone: ZoneInfo, snapshot: str, path: str) -> None:
-        program.run(self, zone, (snapshot, path), {})
-
-    return method
-
-
 _SPECIAL: Final[Mapping[str, Callable[[_Program], Callable[..., None]]]] = {
     "lacks": _lacks,
     "verify": _verify,
     "query": _query,
     "clone": _clone,
-    "validatesnap": _validatesnap,
     "pre_statechange": _of_state,
     "post_statechange": _of_state,
 }
