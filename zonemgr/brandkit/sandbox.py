@@ -60,8 +60,10 @@ class Sandbox:
         The program is one of the host's, or a ``chroot`` into the root.
         """
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
+            process.set_pdeathsig(signal.SIGKILL, parent)
             self._outer(
                 command, {"PATH": PATH, "HOME": "/", "LC_ALL": "C.UTF-8", **(environment or {})}, write_fd
             )
@@ -86,7 +88,6 @@ class Sandbox:
         try:
             os.dup2(output_fd, 1)
             os.dup2(output_fd, 2)
-            process.set_pdeathsig(signal.SIGKILL)
             self._make_view()
             status = self._inner(command, environment)
         except Exception as error:  # noqa: BLE001 - whatever it is, the child ends here
