@@ -20,7 +20,7 @@ ZONEADM_USAGE: Final = (
     "usage: zoneadm [-z zone] list [-cinpv]\n"
     "       zoneadm {-z zone|-u uuid} subcommand [option ...] [-- boot argument ...]\n"
     "subcommands: attach boot clone detach halt install list mark mount move ready reboot shutdown\n"
-    "             uninstall unmount verify"
+    "             sysboot uninstall unmount verify"
 )
 ZLOGIN_USAGE: Final = (
     "usage: zlogin [ -dnQCES ] [ -e cmdchar ] [ -l user ] zonename [ command [ args ... ] ]\n"
