@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.kit.instance import CHECKOUT
+from tests.kit.wheels import build, install
 from zonemgr.brandkit import loader, verify
 from zonemgr.store.paths import Layout
 
@@ -26,18 +27,18 @@ TUTORIAL_LINES: Final = 60
 # What proving a brand takes besides what every zone takes.
 NEEDS: Final = {"busybox": "busybox", "image": "busybox", "debian": "debootstrap"}
 LONG: Final = frozenset({"debian"})  # downloads a system: proved by its own test
-KIT: Final = (sys.executable, "-m", "pytest", "-p", "zonemgr.brandkit.conformance")
+KIT: Final = ("-m", "pytest", "-p", "zonemgr.brandkit.conformance")
 RUN_S: Final = 600
 SHIPPED: Final = sorted(path.name for path in loader.shipped_folder().iterdir() if any(path.glob("brand.*")))
 
 
-def prove(place: Path, *words: str) -> dict[str, Any]:
-    """The report of a run of the kit."""
+def prove(place: Path, *words: str, python: Path | None = None) -> dict[str, Any]:
+    """The report of a run of the kit: this checkout's, or that which ``python`` has installed."""
     report = place / "report.json"
     done = subprocess.run(
-        [*KIT, "-q", *words, "--conformance-report", str(report)],
+        [str(python or sys.executable), *KIT, "-q", *words, "--conformance-report", str(report)],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        env={**os.environ, **({} if python else {"PYTHONPATH": str(CHECKOUT)})},
         capture_output=True,
         text=True,
         timeout=RUN_S,
@@ -82,11 +83,12 @@ def _write_tutorial(place: Path) -> dict[str, str]:
     return written
 
 
-def test_the_brand_of_the_tutorial_is_proved(tmp_path: Path) -> None:
+def test_the_brand_of_the_tutorial_is_proved_by_an_installed_zonemgr(tmp_path: Path) -> None:
     files = _write_tutorial(tmp_path)
     lines = sum(text.count("\n") for name, text in files.items() if name.startswith("shelf/"))
     assert lines <= TUTORIAL_LINES
-    report = prove(tmp_path, "--brand-folder", str(tmp_path / "shelf"))
+    python = install(build(tmp_path), tmp_path / "installed") / "python"
+    report = prove(tmp_path, "--brand-folder", str(tmp_path / "shelf"), python=python)
     assert complaints(report) == []
     assert (report["brand"], report["version"], report["result"]) == ("shelf", "1.0", "passed")
 
@@ -129,6 +131,6 @@ def test_a_brand_that_leaves_its_root_open_to_all_does_not_pass(tmp_path: Path) 
 )
 def test_what_cannot_be_proved_is_said_at_once(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run([*KIT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=RUN_S)
+    done = subprocess.run([sys.executable, *KIT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=RUN_S)
     assert done.returncode == 4
     assert said in done.stderr
