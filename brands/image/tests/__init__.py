@@ -1,0 +1,1 @@
+"""Tests of the image brand, and what builds images for them."""
