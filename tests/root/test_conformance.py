@@ -131,6 +131,9 @@ def test_a_brand_that_leaves_its_root_open_to_all_does_not_pass(tmp_path: Path) 
 )
 def test_what_cannot_be_proved_is_said_at_once(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run([sys.executable, *KIT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=RUN_S)
+    command = [sys.executable, *KIT, *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=RUN_S
+    )
     assert done.returncode == 4
     assert said in done.stderr
