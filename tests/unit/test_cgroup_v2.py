@@ -99,6 +99,8 @@ def test_every_limit_in_the_spelling_of_cgroup2(tmp_path: Path) -> None:
         (Limits(memory_bytes=100 << 20, swap_bytes=50 << 20), 50 << 20, "0"),
         (Limits(swap_bytes=100 << 20), 100 << 20, "0"),
         (Limits(memory_bytes=100 << 20), 100 << 20, "max"),
+        # The kernel rounds memory down to a page, and what it cuts off is the swap's.
+        (Limits(memory_bytes=(100 << 20) + 1, swap_bytes=200 << 20), (100 << 20) + 1, str(100 << 20)),
     ],
 )
 def test_solaris_swap_is_memory_and_swap_together(

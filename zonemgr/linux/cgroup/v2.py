@@ -5,6 +5,7 @@ Deliberately not here: cgroupspy's Tree (it lists every folder of the host, and 
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class Folder:
 
     def swap(self, wanted: int | None, memory: int | None) -> int | None:
         """Solaris counts memory and swap together; cgroup2 limits swap alone."""
-        room = None if wanted is None else max(0, wanted - (memory or 0))
+        memory = (memory or 0) // mmap.PAGESIZE * mmap.PAGESIZE  # as the kernel holds it: the sum is to be the wanted one
+        room = None if wanted is None else max(0, wanted - memory)
         try:
             self._files.swap_max = room
             left: int | None = self._files.swap_max
@@ -96,7 +98,7 @@ class Folder:
             if os.path.exists("/proc/swaps"):
                 raise
             left = 0  # a kernel without swap holds the limit by itself
-        return None if left is None else left + (memory or 0)
+        return None if left is None else left + memory
 
     def cpus(self, wanted: float | None) -> float | None:
         self._files.cpu_max = wanted
