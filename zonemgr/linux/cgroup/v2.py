@@ -89,7 +89,8 @@ class Folder:
 
     def swap(self, wanted: int | None, memory: int | None) -> int | None:
         """Solaris counts memory and swap together; cgroup2 limits swap alone."""
-        memory = (memory or 0) // mmap.PAGESIZE * mmap.PAGESIZE  # as the kernel holds it: the sum is to be the wanted one
+        # Whole pages, as the kernel holds it: the sum is to be the wanted one.
+        memory = (memory or 0) // mmap.PAGESIZE * mmap.PAGESIZE
         room = None if wanted is None else max(0, wanted - memory)
         try:
             self._files.swap_max = room
