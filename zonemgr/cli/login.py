@@ -35,6 +35,7 @@ from zonemgr.cli.terminal import (
 )
 from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError
 from zonemgr.linux import enter, passwd, process
+from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.linux.enter import Child, EnterError
 from zonemgr.linux.passwd import Account
@@ -110,7 +111,7 @@ def opened(session: Session, zonename: str, instance: Instance) -> Iterator[Entr
                 raise gone
             root_fd = enter.open_root(pidfd)
             stack.callback(os.close, root_fd)
-            cgroup_fd = os.open(instance.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            cgroup_fd = entry_fd(instance.cgroup)
             stack.callback(os.close, cgroup_fd)
         except (ProcessLookupError, FileNotFoundError):
             raise gone from None
@@ -366,8 +367,14 @@ def _signals() -> Iterator[int]:
 def piped(entry: Entry, wanted: Wish, *, no_stdin: bool) -> int:
     """Run it with pipes; the exit status."""
     keyboard_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if no_stdin else 0
-    pipes = Pipes(lambda stdio: spawn(entry, wanted, stdio), keyboard_fd=keyboard_fd)
-    return pipes.run()
+    base, account = entry.instance.uid_base, wanted.account
+
+    def start(stdio: tuple[int, int, int]) -> Child:
+        for descriptor in stdio:  # so that the command may open /dev/stdin, /dev/stdout and /dev/stderr
+            os.fchown(descriptor, base + account.uid, base + account.gid)
+        return spawn(entry, wanted, stdio)
+
+    return Pipes(start, keyboard_fd=keyboard_fd).run()
 
 
 # -- with a terminal ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import enter, process, seccomp
+from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.store.instance import Instance
 from zonemgr.store.paths import Layout
@@ -41,7 +42,7 @@ def run(
     PlatformError when it cannot be started or does not end in time.
     """
     init_fd = open_init(instance)
-    payload_fd = os.open(instance.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    payload_fd = entry_fd(instance.cgroup)
     null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     try:

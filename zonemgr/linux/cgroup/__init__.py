@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, Kind, detect
 from zonemgr.linux.cgroup.limits import Applied, Limits, Statistics
+from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.zone import Part, ZoneCgroup
 
-__all__ = ["Applied", "Hierarchy", "Kind", "Limits", "Part", "Statistics", "ZoneCgroup", "detect"]
+__all__ = ["Applied", "Hierarchy", "Kind", "Limits", "Part", "Statistics", "ZoneCgroup", "detect", "entry_fd"]
