@@ -9,9 +9,9 @@ Nothing heavy is loaded by importing this package: cgroupspy comes in with the f
 
 from __future__ import annotations
 
+from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, Kind, detect
 from zonemgr.linux.cgroup.limits import Applied, Limits, Statistics
-from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.zone import Part, ZoneCgroup
 
 __all__ = ["Applied", "Hierarchy", "Kind", "Limits", "Part", "Statistics", "ZoneCgroup", "detect", "entry_fd"]

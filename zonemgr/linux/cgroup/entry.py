@@ -1,7 +1,8 @@
 """Where a process that enters a running zone is born.
 
-The zone's payload folder itself, as long as its guest has handed no controllers down.  Once it has (systemd does), cgroup2
-allows no processes in that folder (EBUSY): then a leaf of our own below it, which goes with the zone.
+The zone's payload folder itself, as long as its guest has handed no controllers down.  Once it has (systemd
+does), cgroup2 allows no processes in that folder (EBUSY): then a leaf of our own below it, which goes with the
+zone.
 """
 
 from __future__ import annotations
