@@ -99,7 +99,9 @@ class _Walker:
         """The worker begins what the fault is for.  From here it may go where no file of the host has its name."""
         self.transition = transition
         if self.kind is Kind.NOTE:
-            self.notes_fd = os.open(self.fault.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.notes_fd = os.open(
+                self.fault.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
 
     def pass_by(self, name: str) -> None:
         if self.transition is None:

@@ -1,4 +1,4 @@
-"""The processes that a test kills: a zone's supervisor, its zsched and its init.  Each is gone when the call returns."""
+"""The processes that a test kills: a zone's supervisor, zsched and init.  Each is gone when the call returns."""
 
 from __future__ import annotations
 

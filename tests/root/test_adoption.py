@@ -139,9 +139,9 @@ def test_killed_while_the_zone_is_down(instance: Instance) -> None:
     instance.run("halt", "web", check=1)
     assert state(instance) == "down"
     victims.kill(victims.supervisor(instance))
-    done = instance.run("boot", "web")
-    assert warning("down") in done.stderr
-    assert "zone is already booted" in done.stderr
+    # zsched knows that init has ended, and may be faster than we are at starting a successor, which then warns nobody.
+    said = instance.run("boot", "web").stderr
+    assert said.endswith("zonemgr: zone 'web': zone is already booted\n")
     assert state(instance) == "down"
     brand.script()
     victims.kill(victims.supervisor(instance))
@@ -152,7 +152,9 @@ def test_killed_while_the_zone_is_down(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize("verb", ["boot", "reboot", "halt"])
-def test_killed_in_a_transition_whose_caller_asks_no_more(instance: Instance, verb: str, tmp_path: Path) -> None:
+def test_killed_in_a_transition_whose_caller_asks_no_more(
+    instance: Instance, verb: str, tmp_path: Path
+) -> None:
     """The successor takes back what was half done.  What a reboot has begun is completed: the zone is to run."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -169,9 +171,8 @@ def test_killed_in_a_transition_whose_caller_asks_no_more(instance: Instance, ve
             os.kill(pid, signal.SIGKILL)
 
     pid = victims.supervisor(instance)
-    with Client(instance.layout.zone_run("web") / "door") as client:
-        with pytest.raises((EmptyReply, LostReply)):
-            client.call(f"{varlink.ZONE}.{verb.capitalize()}", {}, more=True, on_reply=hear)
+    with Client(instance.layout.zone_run("web") / "door") as client, pytest.raises((EmptyReply, LostReply)):
+        client.call(f"{varlink.ZONE}.{verb.capitalize()}", {}, more=True, on_reply=hear)
     brand.script()
     door.state(instance)  # starts the successor
     wait_for(instance, "running" if verb == "reboot" else "installed")
@@ -269,9 +270,13 @@ def test_a_reboot_loop_is_braked_and_halt_ends_it(instance: Instance) -> None:
 
     def delays() -> list[str]:
         text = braked.read_text() if braked.exists() else ""
-        return [line.partition("zone reboots too often: ")[2] for line in text.splitlines() if "too often" in line]
+        return [
+            line.partition("zone reboots too often: ")[2] for line in text.splitlines() if "too often" in line
+        ]
 
-    with Client(instance.layout.zone_run("web") / "door") as monitor:  # the supervisor stays when the zone is halted
+    with Client(
+        instance.layout.zone_run("web") / "door"
+    ) as monitor:  # the supervisor stays when the zone is halted
         monitor._send(f"{varlink.ZONE}.Monitor", {}, True)
         for _ in range(3):
             before = victims.record(instance)

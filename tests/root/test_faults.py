@@ -46,7 +46,9 @@ class Walk:
         self.before = self._look()
 
     def zonemgr(self, verb: str, fault: Fault | None = None, check: bool = True) -> str:
-        done = self.warm.run(self.instance, verb, "web", check=check, fault=fault.to_json() if fault else None)
+        done = self.warm.run(
+            self.instance, verb, "web", check=check, fault=fault.to_json() if fault else None
+        )
         return done.stderr
 
     @property
@@ -123,7 +125,9 @@ def walk(instance: Instance, warm: Nursery, tmp_path: Path) -> Walk:
     return Walk(instance, warm, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [Kind.FAIL, Kind.WORKER, Kind.SUPERVISOR, Kind.ZSCHED, Kind.BOTH], ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    "kind", [Kind.FAIL, Kind.WORKER, Kind.SUPERVISOR, Kind.ZSCHED, Kind.BOTH], ids=lambda k: k.name
+)
 @pytest.mark.parametrize("command", ["boot", "halt"])
 def test_every_step(walk: Walk, command: str, kind: Kind) -> None:
     walk.walk(command, kind)
