@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from zonemgr.brandkit import personal
+
 ETC: Final = Path("/etc")
 
 FOLDERS: Final = (
@@ -303,37 +305,10 @@ def _is_system(text: str) -> bool:
 
 def _own_files(etc: Path, hostname: str) -> None:
     _file(etc / "hostname", hostname + "\n")
-    _file(etc / "hosts", _hosts(hostname))
-    _file(etc / "resolv.conf", _resolv_conf())
+    _file(etc / "hosts", personal.hosts(hostname))
+    _file(etc / "resolv.conf", personal.resolv_conf())
     _file(etc / "nsswitch.conf", NSSWITCH)
     _file(etc / "profile", PROFILE)
     _file(etc / "fstab", "# The zone's file systems are mounted by zonemgr: see its fs resources.\n")
     for name, content in PAM.items():
         _file(etc / "pam.d" / name, content)
-
-
-def _hosts(hostname: str) -> str:
-    return f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n"
-
-
-def _resolv_conf() -> str:
-    """The host's name servers without those that only the host can reach."""
-    for source in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/resolv.conf"):
-        lines = _resolver_lines(Path(source))
-        if any(line.startswith("nameserver") for line in lines):
-            return "".join(line + "\n" for line in lines)
-    return "# The host has no name server that can be reached from here; add one: nameserver ADDRESS\n"
-
-
-def _resolver_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line for line in map(str.strip, lines) if _is_usable(line.split())]
-
-
-def _is_usable(words: list[str]) -> bool:
-    if words[:1] == ["nameserver"]:
-        return len(words) == 2 and not words[1].startswith("127.") and words[1] != "::1"
-    return words[:1] in (["search"], ["options"], ["domain"])
