@@ -1,7 +1,8 @@
-"""The fault walk: each step of boot, halt and reboot fails once, and loses its worker, supervisor and zsched once.
+"""The fault walk: each step of boot, halt and reboot fails once, and loses its worker, supervisor and zsched
+once.
 
-Whatever happened, the zone is in a state that the grid has commands for, ``halt`` and then ``boot`` and ``halt`` work,
-and nothing is left on the host.
+Whatever happened, the zone is in a state that the grid has commands for, ``halt`` and then ``boot`` and
+``halt`` work, and nothing is left on the host.
 """
 
 from __future__ import annotations
