@@ -150,7 +150,7 @@ class Wish:
 
 def wish(entry: Entry, user: str | None, words: Sequence[str] | None, *, failsafe: bool, tty: bool) -> Wish:
     """What the options and words mean in this zone.  Raises ZoneError for an unknown user."""
-    account = FAILSAFE if failsafe else _account(entry, user or "root")
+    account = FAILSAFE if failsafe else _account(entry, "root" if user is None else user)
     if words:
         return Wish(account, tuple(words), tty)
     instance = entry.instance
@@ -236,6 +236,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         join_cgroups=join,
         fall_back_to_root=True,
         die_with_parent=True,
+        locked_bytes=instance.locked_bytes,
     )
 
 

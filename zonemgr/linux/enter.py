@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import resource
 import select
 import signal
 import struct
@@ -123,6 +124,7 @@ class _Orders:
     capabilities: frozenset[str]
     no_new_privs: bool
     install_filter: Callable[[], None] | None
+    locked_bytes: int | None
     take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
@@ -204,6 +206,7 @@ def spawn_in_zone(
     join_cgroups: Callable[[int], None] | None = None,
     fall_back_to_root: bool = False,
     die_with_parent: bool = False,
+    locked_bytes: int | None = None,
     timeout_s: float = ENTER_TIMEOUT_S,
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
@@ -212,7 +215,8 @@ def spawn_in_zone(
     environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
     called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
     under. ``tty_slave``: descriptor 0 becomes the
-    controlling terminal. ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
+    controlling terminal. ``locked_bytes``: RLIMIT_MEMLOCK.
+    ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
     stage; OSError when the child could not be born.
     """
     if not argv or not argv[0]:
@@ -235,6 +239,7 @@ def spawn_in_zone(
         stdio=stdio,
         tty_slave=tty_slave,
         die_with=process.pidfd_open(os.getpid()) if die_with_parent else -1,
+        locked_bytes=locked_bytes,
     )
     try:
         return _spawn(orders, cgroup_fd, join_cgroups, timeout_s)
@@ -393,6 +398,8 @@ class _Child:
         process.close_fds([0, 1, 2, self.report_fd, self.go_fd, self.zone_fd, self.parent_fd])
 
     def _go_in(self) -> None:
+        if self.orders.locked_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (self.orders.locked_bytes,) * 2)
         self.stage = Stage.NAMESPACES
         join(self.zone_fd, self.orders.flags)
         os.close(self.zone_fd)

@@ -193,21 +193,24 @@ def move_link(name: str, netns_fd: int) -> int:
         return _index(rtnl, name)
 
 
-def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | None = None) -> None:
+def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | None = None) -> bool:
     """Move a link back out of the zone, under its own name, and see it there.  ``index``: what move_link returned.
 
-    Idempotent: a link that is home already is left alone.
+    Idempotent: a link that is home already is left alone.  False when it is in neither place: it never moved, or
+    it exists no more.
     """
     with _rtnl(netns_fd) as rtnl:
-        link = _get(rtnl, index=index) if index is not None else _find(rtnl, name)
+        link = (_get(rtnl, index=index) if index is not None else None) or _find(rtnl, name)
         if link is not None:
             with _explained("cannot move link '{name}' back from the zone", name=name):
                 # A link that is up cannot be renamed on every kernel, and the zone may have renamed it.
                 rtnl.link("set", index=link["index"], state="down")
                 rtnl.link("set", index=link["index"], ifname=name, net_ns_fd=home_netns_fd)
     with _rtnl(home_netns_fd) as rtnl:
-        if _find(rtnl, name) is None:
-            raise PlatformError("link '{name}' did not come back from the zone", name=name)
+        home = _find(rtnl, name) is not None
+    if link is not None and not home:
+        raise PlatformError("link '{name}' did not come back from the zone", name=name)
+    return home
 
 
 # -- the zone's side ---------------------------------------------------------------------------------------

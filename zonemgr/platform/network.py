@@ -6,6 +6,9 @@ the host ledger, and the names.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from zonemgr.errors import PlatformError
 from zonemgr.linux import netlink
 from zonemgr.model import plan
 from zonemgr.platform.stage import Stage
@@ -45,12 +48,27 @@ def veth(op: plan.Veth, stage: Stage) -> None:
 
 
 def move_link(op: plan.MoveLink, stage: Stage) -> None:
-    """Give a link of the host to the zone."""
-    netlink.move_link(op.name, stage.born.net_fd)
+    """Give a link of the host to the zone, and remember which it is: the zone may rename it."""
+    index = netlink.move_link(op.name, stage.born.net_fd)
+    path = moved_links(stage.layout, stage.zonename)
+    write_json(path, {**(read_json(path) or {}), op.name: index})
+
+
+def moved_links(layout: Layout, zonename: str) -> Path:
+    """The file with the index that each moved link has in the zone."""
+    return layout.zone_run(zonename) / "links.json"
 
 
 def configure_link(op: plan.ConfigureLink, stage: Stage) -> None:
-    """Addresses and routers, before init runs."""
+    """Addresses and routers, before init runs.  An address of the host is none of the zone's."""
+    taken = netlink.addresses_in_use()
+    for address in op.addresses:
+        if address.partition("/")[0] in taken:
+            raise PlatformError(
+                "address {address} is in use by link {link} of the host",
+                address=address,
+                link=taken[address.partition("/")[0]],
+            )
     netlink.configure(stage.born.net_fd, op.link, addresses=op.addresses, routers=op.routers, up=True)
 
 

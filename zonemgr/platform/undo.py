@@ -18,6 +18,8 @@ from zonemgr.linux import namespaces, netlink
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
+from zonemgr.platform.network import moved_links
+from zonemgr.store.files import read_json
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.paths import Layout
 
@@ -44,11 +46,15 @@ def _veth(op: plan.Veth, _remains: Remains) -> None:
 
 def _move_link(op: plan.MoveLink, remains: Remains) -> None:
     """The link must come back under its own name; without a namespace to fetch it from, the kernel returns it."""
+    index = (read_json(moved_links(remains.layout, remains.zonename)) or {}).get(op.name)
+    if index is None and remains.net_fd is None:
+        return  # it never moved, as far as anybody knows; if it did, the kernel returns it by itself
     try:
         if remains.net_fd is not None:
             home_fd = namespaces.open_ns("self", "net")
             try:
-                netlink.return_link(remains.net_fd, op.name, home_fd)
+                if not netlink.return_link(remains.net_fd, op.name, home_fd, index=index):
+                    return  # it never came into the zone, or the zone has deleted it
             finally:
                 os.close(home_fd)
         _wait_for_link(op.name)
@@ -90,6 +96,7 @@ def everything(ledger: Ledger, remains: Remains) -> list[ZoneError]:
     """Undo all that is pending.  Returns the failures; the ledger file is gone when there are none."""
     failures = _undo(_pending(ledger), ledger, remains)
     if not failures:
+        moved_links(remains.layout, remains.zonename).unlink(missing_ok=True)
         ledger.clear()
     return failures
 

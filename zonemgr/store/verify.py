@@ -19,13 +19,15 @@ from zonemgr.linux import cow
 from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
 from zonemgr.model.states import State
 from zonemgr.model.zone import FsResource, Zone
-from zonemgr.store import settings, zones
+from zonemgr.store import instance as instances
+from zonemgr.store import settings, snapshot, zones
 from zonemgr.store.paths import Layout
 from zonemgr.store.zones import Entry
 
 Say = Callable[[str], None]
 
 MAKES_ZONEPATH: Final = frozenset({"install", "clone", "import", "move"})
+BRINGS_UP: Final = frozenset({"ready", "boot"})
 MAKES_ROOT: Final = frozenset({"install", "clone", "import"})
 DETACHED_MARKER: Final = "SUNWdetached.json"
 NFS_MAGIC: Final = 0x6969
@@ -53,6 +55,7 @@ def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say
     errors = [
         *_zonepath(layout, zone, entry, command, say),
         *_file_systems(zone),
+        *(_addresses(layout, zone) if command in BRINGS_UP else ()),
     ]
     for text in errors:
         say(text)
@@ -241,6 +244,20 @@ def _has_program(name: str) -> bool:
     return any(
         os.access(f"{folder}/{name}", os.X_OK) for folder in ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
     )
+
+
+def _addresses(layout: Layout, zone: Zone) -> Iterator[str]:
+    """Two zones with one address would answer for each other."""
+    wanted = _plain_addresses(zone)
+    for name in instances.names(layout):
+        record = instances.read(layout, name) if name != zone.zonename else None
+        living = snapshot.load(layout, name) if record and not record.mode.alternate else None
+        for address in sorted(wanted & _plain_addresses(living)) if living else ():
+            yield f"address {address} is in use by zone {name}."
+
+
+def _plain_addresses(zone: Zone) -> set[str]:
+    return {address.partition("/")[0] for link in zone.net for address in link.address}
 
 
 def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]:

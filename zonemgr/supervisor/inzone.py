@@ -57,6 +57,7 @@ def run(
             cgroup_fd=payload_fd,
             join_cgroups=lambda pid: _join(instance, pid),
             die_with_parent=True,
+            locked_bytes=instance.locked_bytes,
         )
     finally:
         for descriptor in (init_fd, payload_fd, null_fd, write_fd):

@@ -198,7 +198,7 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     instance = _new_instance(transition, zone, mode, entry.uid_base or 0)
     ledger = transition.ledger
     try:
-        _verify(transition, zone)
+        _verify(transition, zone, "mount" if mode.alternate else "ready")
         subject = Subject(
             zone=zone,
             brand=transition.brand,
@@ -227,12 +227,12 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     transition.publish(State.INSTALLED, living, instance.zone_id)
 
 
-def _verify(transition: Transition, zone: Zone) -> None:
+def _verify(transition: Transition, zone: Zone, command: str) -> None:
     verify.verify_zone(
         transition.layout,
         zone,
         zones.read_entry(transition.layout, transition.zonename),
-        "ready",
+        command,
         transition.say,
     )
     verb = transition.command.value.removeprefix("force")
@@ -539,7 +539,7 @@ def teardown(transition: Transition) -> bool:
     ledger = transition.ledger
     if instance is None and not ledger.pending():
         return False
-    old = living_state(instance) if instance else None
+    old = _published_state(instance) if instance else None
     if instance is not None:
         if instance.phase is not Phase.HALTING:
             instance = instances.write(layout, instance.but(phase=Phase.HALTING))
@@ -549,6 +549,15 @@ def teardown(transition: Transition) -> bool:
     _take_back(transition, ledger)
     transition.publish(State.SHUTTING_DOWN, State.INSTALLED, instance.zone_id if instance else None)
     return True
+
+
+def _published_state(instance: Instance) -> State | None:
+    """The state that followers of events know: init's own end is not told to them before its consequences."""
+    if instance.phase in (Phase.BOOTING, Phase.RUNNING) and not instance.mode.alternate:
+        return State.RUNNING
+    if instance.phase is Phase.READY:
+        return State.MOUNTED if instance.mode.alternate else State.READY
+    return living_state(instance)
 
 
 def _kill_all(transition: Transition, instance: Instance) -> None:

@@ -116,12 +116,13 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (head["locked_bytes"],) * 2)
     with _Stage("capabilities"):
         caps.drop_bounding(frozenset(head["capabilities"]))
-        caps.limit_to(frozenset(head["capabilities"]))
     if head["no_new_privs"]:
         process.set_no_new_privs()
     if tail:
-        with _Stage("seccomp"):
+        with _Stage("seccomp"):  # while we have sys_admin, which the zone may not
             seccomp.install(tail)
+    with _Stage("capabilities"):
+        caps.limit_to(frozenset(head["capabilities"]))
     candidates = head.get("candidates") or [head["init"]]
     with _Stage("exec"):
         if reaped:

@@ -211,7 +211,9 @@ def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneE
         try:
             steps.halt(transition, rebooting=procedure.rebooting)
         except Exception as second:  # noqa: BLE001
-            _explain(transition, _as_zone_error(second))
+            found = _as_zone_error(second)
+            if found.text != error.text:  # a brand that cannot be loaded says so once
+                _explain(transition, found)
     notice = procedure.failure_notice(step)
     if notice is not None:
         transition.notice(notice, "")
