@@ -17,7 +17,7 @@ from zonemgr.errors import UsageError
 from zonemgr.model.grid import name_check
 from zonemgr.store.paths import Layout
 
-VERBS = ("ready", "boot", "mount")
+VERBS = ("ready", "boot", "reboot", "halt", "mount", "unmount")
 
 
 def one_shot(session: Session, *words: str) -> int:
@@ -53,7 +53,7 @@ def check_zone(layout: Layout, verb: str, name: str) -> None:
 @click.argument("name", metavar="NAME")
 @click.pass_obj
 def plan(session: Session, verb: str, name: str) -> int:
-    """Show, and do not do, what ready, boot or mount would do to the kernel for a zone."""
+    """Show, and do not do, what ready, boot, reboot, halt, mount or unmount would do to the kernel for a zone."""
     if verb not in VERBS:
         raise UsageError("no plan for {verb}: one of {verbs}", verb=verb, verbs=", ".join(VERBS))
     with session.about(name):

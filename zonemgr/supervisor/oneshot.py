@@ -48,24 +48,30 @@ def plan(layout: Layout, verb: str, zonename: str, *, as_json: bool) -> int:
 
 
 def _plan(layout: Layout, verb: str, zonename: str) -> plans.Plan:
-    subject = _subject(layout, zonename, Mode.BOOT)
+    if verb in ("halt", "unmount"):
+        return plans.Plan(zonename, _undone(layout, zonename))
     if verb in ("ready", "boot", "reboot"):
+        subject = _subject(layout, zonename, Mode.BOOT)
+        before = _undone(layout, zonename) if verb == "reboot" else ()
         boot: tuple[plans.Op, ...] = ()
         if verb != "ready":
             words = filter_bootargs("", subject.zone.bootargs)
             program = _init_program(layout, subject.zone, words.init)
             boot = compose.compose_boot(subject, program.path, (*program.arguments, *words.words))
-        return plans.Plan(zonename, compose.compose_ready(subject), boot)
+        return plans.Plan(zonename, (*before, *compose.compose_ready(subject)), boot)
     if verb == "mount":
-        brand = loader.load(subject.zone.brand, layout)
+        brand = loader.load(zones.load(layout, zonename).brand, layout)
         mode = Mode.SCRATCH if brand.scratch_mount else Mode.UPDATE
         return plans.Plan(zonename, compose.compose_ready(_subject(layout, zonename, mode)))
-    if verb in ("halt", "unmount"):
-        pending = Ledger(layout.zone_run(zonename) / "ledger.jsonl").pending()
-        return plans.Plan(zonename, tuple(_Undone(plans.from_json(table).describe()) for _, table in pending))
     raise UsageError(
         "there is no plan for '{verb}': use ready, boot, reboot, mount, halt or unmount", verb=verb
     )
+
+
+def _undone(layout: Layout, zonename: str) -> tuple[plans.Op, ...]:
+    """What halt would take back of the zone's present life, newest first."""
+    pending = Ledger(layout.zone_run(zonename) / "ledger.jsonl").pending()
+    return tuple(_Undone(plans.from_json(table).describe()) for _, table in pending)
 
 
 def _init_program(layout: Layout, zone: Zone, asked: str | None) -> InitProgram:
