@@ -94,9 +94,7 @@ def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
         os.umask(0o022)
         base = "zonemgr" + layout.suffix
         hierarchy = detect()
-        folder_fd = supervisors.open_folder(hierarchy, base)
-        pid, pid_fd = process.clone3(0, cgroup_fd=folder_fd)
-        os.close(folder_fd)
+        pid, pid_fd = supervisors.clone_into(hierarchy, base)
         if pid == 0:
             _be_supervisor(layout, zonename, starter)
         os.close(pid_fd)

@@ -6,9 +6,11 @@ leaves takes the folder with it.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+from zonemgr.linux import process
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, detect, join_tasks, write_file
 from zonemgr.linux.cgroup.zone import make_below_base
 
@@ -24,6 +26,19 @@ def open_folder(hierarchy: Hierarchy, base: str) -> int:
             return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # the last supervisor of others left in between
+
+
+def clone_into(hierarchy: Hierarchy, base: str) -> tuple[int, int]:
+    """Fork a child into the folder: its pid and pidfd, or (0, -1) in the child.  OSError."""
+    while True:
+        folder_fd = open_folder(hierarchy, base)
+        try:
+            return process.clone3(0, cgroup_fd=folder_fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise  # else the last supervisor of others has just removed what we hold
+        finally:
+            os.close(folder_fd)
 
 
 def leave_v1() -> None:
