@@ -55,10 +55,14 @@ def test_the_program_and_its_brands_come_from_the_wheel(env: dict[str, str], com
     place = subprocess.run(words, env=env, cwd="/", capture_output=True, text=True, check=True).stdout.strip()
     assert str(command.parent.parent) in place
     brands = subprocess.run([command, "brands"], env=env, cwd="/", capture_output=True, text=True, check=True)
-    assert re.search(rf"^native .* shipped +ok +{Path(place).parent}/brands/native/", brands.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^native .* shipped +ok +{Path(place).parent}/brands/native/", brands.stdout, re.MULTILINE
+    )
 
 
-def test_the_quick_start_shows_a_zone_that_lives_and_removes_it(env: dict[str, str], instance: Instance) -> None:
+def test_the_quick_start_shows_a_zone_that_lives_and_removes_it(
+    env: dict[str, str], instance: Instance
+) -> None:
     output = quickstart(env).stdout
     assert re.search(r"^ +\d+ demo +running ", output, re.MULTILINE)
     assert "# zonemgr login demo -- hostname\ndemo\n" in output
@@ -67,7 +71,9 @@ def test_the_quick_start_shows_a_zone_that_lives_and_removes_it(env: dict[str, s
     assert instance.states() == {}
 
 
-def test_a_zone_kept_by_the_quick_start_is_replaced_by_its_next_run(env: dict[str, str], instance: Instance) -> None:
+def test_a_zone_kept_by_the_quick_start_is_replaced_by_its_next_run(
+    env: dict[str, str], instance: Instance
+) -> None:
     quickstart(env, "--keep")
     assert instance.states() == {"demo": "running"}
     assert "The zone of an earlier run goes first." in quickstart(env).stdout
@@ -83,7 +89,13 @@ def test_the_quick_start_leaves_a_zone_of_that_name_alone(env: dict[str, str], i
 
 def test_an_interrupted_quick_start_can_be_run_again(env: dict[str, str], instance: Instance) -> None:
     with subprocess.Popen(
-        [SCRIPT], env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, process_group=0
+        [SCRIPT],
+        env=env,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
     ) as script:
         assert script.stdout
         for line in script.stdout:
