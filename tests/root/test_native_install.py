@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import waiting
 from tests.kit.instance import Instance
 from zonemgr.store import idranges
 
@@ -282,3 +283,11 @@ def test_verify_of_a_zone_without_files_warns_and_passes(instance: Instance) -> 
     instance.configured("web")
     done = instance.run("verify", "web")
     assert "WARNING" in done.stderr and "install makes it." in done.stderr
+
+
+def test_a_deleted_zone_leaves_no_run_time_files(instance: Instance) -> None:
+    instance.running("web")
+    instance.run("halt", "web")
+    instance.run("uninstall", "-F", "web")
+    instance.run("delete", "-F", "web")
+    waiting.until(lambda: not instance.layout.zone_run("web").exists(), "the run folder goes")

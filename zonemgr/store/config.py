@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,20 @@ def delete(layout: Layout, zonename: str) -> None:
             raise NoSuchZoneError(zonename)
         layout.config(zonename).unlink(missing_ok=True)
         zones.forget_entry(layout, zonename)
+        _forget_run_folder(layout, zonename)
         _tell(layout, zonename, "deleted")
+
+
+def _forget_run_folder(layout: Layout, zonename: str) -> None:
+    """The empty shell of the zone's run-time files; one that a supervisor holds, or a ledger needs, stays."""
+    folder = layout.zone_run(zonename)
+    lock = FileLock(folder / "lock")
+    if not folder.is_dir() or (folder / "ledger.jsonl").exists() or not lock.acquire(blocking=False):
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _tell(layout: Layout, zonename: str, change: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 import time
-from pathlib import Path
 
 from zonemgr.errors import Exit, ZoneError, message
 from zonemgr.linux import caps, process
@@ -216,12 +216,6 @@ def _leave_zone(layout: Layout, zonename: str) -> None:
         if instances.read(layout, zonename) is None and not (layout.zone_run(zonename) / "ledger.jsonl").exists():
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
-            _remove_folder(layout.zone_run(zonename))
+            shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)
     except (OSError, ZoneError):
         return  # nothing more can be done by a process that is leaving
-
-
-def _remove_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
