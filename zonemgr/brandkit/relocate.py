@@ -131,9 +131,10 @@ def _write_under_new_name(layout: Layout, entry: Entry, new_name: str, target: s
     if target != entry.zonepath and "zonepath" in draft.table:
         renamed.set((), "zonepath", target)
     renamed.zone()  # raises when it makes no sense under the new name
-    files.write_atomic(layout.config(new_name), renamed.text)
+    # The entry first: a new name that is only configured would look like a zone that nothing belongs to.
     state = State.CONFIGURED if entry.state is State.CONFIGURED else State.INCOMPLETE
     zones.put_entry(layout, dataclasses.replace(entry, zonename=new_name, zonepath=target, state=state))
+    files.write_atomic(layout.config(new_name), renamed.text)
 
 
 # -- mending ----------------------------------------------------------------------------------------------------
