@@ -24,8 +24,8 @@ from zonemgr.platform import undo
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot
 from zonemgr.store.ledger import Ledger
-from zonemgr.supervisor import steps, worker
-from zonemgr.supervisor.steps import Transition
+from zonemgr.supervisor import boot, bringup, statehooks, teardown, worker
+from zonemgr.supervisor.transition import Transition
 
 TEXT: Final = "a fault was planted here"
 
@@ -56,22 +56,22 @@ class Fault:
 
 # Each is a point whenever it is called.  Attributes of what the worker calls through, as "owner, name".
 _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
-    (steps, "pre"),
-    (steps, "post"),
-    (steps, "_bring_up"),
-    (steps, "_verify"),
-    (steps, "_in_zone_mounts"),
-    (steps, "_check_init"),
-    (steps, "_hook"),
-    (steps, "_exec"),
-    (steps, "_kill_all"),
-    (steps, "_take_back"),
-    (steps, "_unmount"),
-    (steps, "_dismiss"),
-    (steps._Builder, "_adopt_birth"),
-    (steps._Builder, "keep_console"),
-    (steps._Builder, "seal"),
-    (steps._Builder, "commit"),
+    (statehooks, "pre"),
+    (statehooks, "post"),
+    (bringup, "_bring_up"),
+    (bringup, "_verify"),
+    (boot, "_in_zone_mounts"),
+    (boot, "_check_init"),
+    (statehooks, "run"),
+    (boot, "_exec"),
+    (teardown, "_kill_all"),
+    (teardown, "take_back"),
+    (teardown, "_unmount"),
+    (teardown, "_dismiss"),
+    (bringup._Builder, "_adopt_birth"),
+    (bringup._Builder, "keep_console"),
+    (bringup._Builder, "seal"),
+    (bringup._Builder, "commit"),
     (snapshot, "create"),
     (snapshot, "destroy"),
     (instances, "write"),
@@ -162,7 +162,7 @@ def _watched(function: Callable[..., Any], name: str, walker: _Walker) -> Callab
 
 
 def _named(name: str, arguments: tuple[Any, ...]) -> str:
-    if name == "hook":
+    if name == "run":
         return f"hook {arguments[1]}"
     if name == "write":
         return f"record {arguments[1].phase.value}"

@@ -35,7 +35,7 @@ from zonemgr.supervisor import worker as workers
 from zonemgr.supervisor.anchor import Anchor
 from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.loop import Loop, Timer
-from zonemgr.supervisor.steps import Transition
+from zonemgr.supervisor.transition import Transition
 from zonemgr.supervisor.worker import Worker
 from zonemgr.wire import packets, start
 from zonemgr.wire.peers import CallerError

@@ -22,8 +22,9 @@ from zonemgr.model.states import Command, Notice
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot
 from zonemgr.store.instance import Mode, Phase
-from zonemgr.supervisor import log, steps
-from zonemgr.supervisor.steps import HookFailed, Transition
+from zonemgr.supervisor import boot, bringup, log, shutdown, statehooks, teardown
+from zonemgr.supervisor.statehooks import HookFailed
+from zonemgr.supervisor.transition import Transition
 from zonemgr.wire import packets
 
 _NOT_WORTH_SAYING = "unable to get zoneid"  # the halt after a failed bring-up finds nothing: reference 1.5 B
@@ -188,17 +189,17 @@ def _step(transition: Transition, procedure: Procedure, step: Step) -> None:
     match step:
         case Step.READY:
             alternate = Step.MOUNT in procedure.steps
-            steps.ready(transition, steps.mount_mode(transition) if alternate else Mode.BOOT)
+            bringup.ready(transition, bringup.mount_mode(transition) if alternate else Mode.BOOT)
         case Step.BOOT:
-            steps.boot(transition)
+            boot.boot(transition)
         case Step.HALT:
-            steps.halt(transition, rebooting=procedure.rebooting)
+            teardown.halt(transition, rebooting=procedure.rebooting)
         case Step.UNMOUNT:
-            steps.halt(transition)
+            teardown.halt(transition)
         case Step.MOUNT:
-            steps.mount(transition)
+            bringup.mount(transition)
         case Step.SHUTDOWN:
-            steps.shutdown(transition)
+            shutdown.shutdown(transition)
         case Step.NOTE_UNINSTALLING:
             pass  # the notice is all there is to it
 
@@ -209,7 +210,7 @@ def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneE
     if step in procedure.recovers:
         transition.recovering = True
         try:
-            steps.halt(transition, rebooting=procedure.rebooting)
+            teardown.halt(transition, rebooting=procedure.rebooting)
         except Exception as second:  # noqa: BLE001
             found = _as_zone_error(second)
             if found.text != error.text:  # a brand that cannot be loaded says so once
@@ -227,8 +228,8 @@ def recover(transition: Transition, _reporter: Reporter) -> bool:
     transition.recovering = True
     instance = instances.read(transition.layout, transition.zonename)
     halting = instance is not None and instance.phase is Phase.HALTING
-    steps.teardown(transition)
+    teardown.teardown(transition)
     snapshot.destroy(transition.layout, transition.zonename)
-    steps.post(transition, transition.state, Command.HALT)
+    statehooks.post(transition, transition.state, Command.HALT)
     transition.notice(Notice.HALTED if halting else Notice.BOOTFAILED, "")
     return True

@@ -1,0 +1,168 @@
+"""The step boot: zone_bootup of the reference (section 2.3).  The parked process 1 becomes the brand's init."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+from zonemgr.errors import PlatformError, ZoneError
+from zonemgr.linux import paths, seccomp
+from zonemgr.model import plan
+from zonemgr.model.bootargs import BootArguments, filter_bootargs
+from zonemgr.model.brandspec import InitProgram
+from zonemgr.model.states import Command, Notice, State
+from zonemgr.platform import compose, runner
+from zonemgr.platform.compose import Subject
+from zonemgr.platform.stage import Born, Stage
+from zonemgr.store import instance as instances
+from zonemgr.store import zones
+from zonemgr.store.instance import Instance, Phase
+from zonemgr.supervisor import init as initprogram
+from zonemgr.supervisor import statehooks
+from zonemgr.supervisor.anchor import Anchor, StubError
+from zonemgr.supervisor.transition import Transition
+
+
+def boot(transition: Transition) -> None:
+    """zone_bootup: hook, in-zone mounts, the brand's boot command, exec of init, hook."""
+    statehooks.pre(transition, transition.state, Command.BOOT)
+    try:
+        _boot(transition)
+        statehooks.post(transition, transition.state, Command.BOOT)
+    except Exception:
+        statehooks.post_ignored(transition, State.RUNNING, Command.HALT)
+        raise
+
+
+def _boot(transition: Transition) -> None:
+    layout, zonename, brand = transition.layout, transition.zonename, transition.brand
+    instance = instances.read(layout, zonename)
+    if instance is None:
+        raise PlatformError("unable to get zoneid: no such zone is ready")
+    zone = transition.configuration()
+    words = filter_bootargs(transition.arguments, zone.bootargs)
+    for text in words.messages:
+        transition.say(text)
+    if words.bad:
+        transition.notice(Notice.BADARGS, " ".join(words.bad))
+    program = _init_program(transition, words)
+    init, arguments = program.path, program.arguments
+    anchor = Anchor.connect(layout, zonename)
+    try:
+        hello = anchor.hello()
+        try:
+            born = Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])
+            stage = _late_stage(transition, instance, born)
+            _in_zone_mounts(transition, stage, instance, init, arguments)
+            if "/" in init:
+                _check_init(stage, instance.root, init)
+            statehooks.run(transition, "boot", brand.boot)
+            instance = instances.write(layout, instance.but(phase=Phase.BOOTING, booted_s=time.monotonic()))
+            uuid = zones.read_entry(layout, zonename).uuid
+            rules = seccomp.default_filter(layout.run / "seccomp")
+            _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])
+        finally:
+            hello.close()
+    finally:
+        anchor.close()
+    instances.write(layout, instance.but(phase=Phase.RUNNING))
+    transition.publish(State.READY, State.RUNNING, instance.zone_id)
+
+
+def _init_program(transition: Transition, words: BootArguments) -> InitProgram:
+    """What process 1 becomes: the brand's choice with the boot arguments, or the init that was asked for (``-i``)."""
+    if words.init:
+        return InitProgram(words.init, words.words)
+    program = initprogram.program_of(transition.brand, transition.info())
+    if program.reaped:
+        if words.words:
+            transition.say("WARNING: the program of this zone takes no boot arguments")
+        return program
+    return dataclasses.replace(program, arguments=(*program.arguments, *words.words))
+
+
+def _late_stage(transition: Transition, instance: Instance, born: Born) -> Stage:
+    """A stage for ops on a zone that is ready already: nothing is to be made, everything is there."""
+
+    def impossible(*_: object) -> None:
+        raise PlatformError("a ready zone has its namespaces already")
+
+    stage = Stage(
+        layout=transition.layout,
+        zonename=transition.zonename,
+        root=instance.root,
+        uid_base=instance.uid_base,
+        privileged=instance.privileged,
+        cgroup=transition.cgroup,
+        start_zsched=impossible,  # type: ignore[arg-type]
+        keep_console=impossible,
+        seal=impossible,
+        say=transition.say,
+    )
+    stage.set_born(born)
+    return stage
+
+
+def _in_zone_mounts(
+    transition: Transition, stage: Stage, instance: Instance, init: str, arguments: tuple[str, ...]
+) -> None:
+    entry_subject = Subject(
+        zone=transition.configuration(),
+        brand=transition.brand,
+        data=str(transition.brand.folder),
+        layout=transition.layout,
+        settings=transition.settings,
+        mode=instance.mode,
+        uid_base=instance.uid_base,
+        uuid="",
+    )
+    ops = [
+        op for op in compose.compose_boot(entry_subject, init, arguments) if not isinstance(op, plan.ExecInit)
+    ]
+    if not ops:
+        return
+    with runner.inside(stage):
+        stage.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        runner.run(ops, stage, transition.ledger, step=transition.step)
+    except ZoneError as error:
+        error.add_note("unable to mount filesystems")
+        raise
+    finally:
+        os.close(stage.root_fd)
+        stage.root_fd = -1
+
+
+def _check_init(stage: Stage, root: str, init: str) -> None:
+    """The init must be there and executable, resolved inside the zone's root (reference 2.3, step 8)."""
+    import stat
+
+    with runner.inside(stage):
+        root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            init_fd = paths.open_beneath(root_fd, init, os.O_PATH, no_symlinks=False)
+            mode = os.fstat(init_fd).st_mode
+            os.close(init_fd)
+        except OSError as error:
+            raise PlatformError(
+                "could not stat {path}: {why}", path=root + init, why=os.strerror(error.errno or 0)
+            ) from None
+        finally:
+            os.close(root_fd)
+    if not stat.S_ISREG(mode) or not mode & 0o100:
+        raise PlatformError("{path} is not executable", path=root + init)
+
+
+def _exec(anchor: Anchor, order: dict[str, Any], rules: bytes, slave_fd: int) -> None:
+    """Send the boot message; process 1 execs, or says which step failed."""
+    init = order["init"]
+    try:
+        anchor.stub(order, (slave_fd,), rules)
+    except StubError as error:
+        if error.stage == "exec" and error.errno:
+            raise PlatformError(
+                "unable to boot zone: {init}: {why}", init=init, why=os.strerror(error.errno)
+            ) from None
+        raise PlatformError("unable to boot zone: {why}", why=error.text) from None

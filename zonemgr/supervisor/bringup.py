@@ -1,0 +1,219 @@
+"""The step ready: zone_ready of the reference (section 2.2), for a boot as for a scratch zone.
+
+A plan is composed and run against a zsched that is born for it; a failure takes everything back from the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+
+from zonemgr.brandkit import verify as brands
+from zonemgr.errors import PlatformError, ZoneError
+from zonemgr.linux import namespaces, process, procfs, seccomp
+from zonemgr.linux.cgroup import Part
+from zonemgr.model.states import Command, State
+from zonemgr.model.zone import Zone
+from zonemgr.platform import compose, runner
+from zonemgr.platform.compose import Subject
+from zonemgr.platform.stage import Born, Stage
+from zonemgr.store import instance as instances
+from zonemgr.store import snapshot, verify, zoneids, zones
+from zonemgr.store.instance import Instance, Mode, Phase
+from zonemgr.supervisor import statehooks, teardown, zsched
+from zonemgr.supervisor.anchor import SOCKET, Anchor
+from zonemgr.supervisor.transition import Transition
+from zonemgr.wire import packets
+
+
+def ready(transition: Transition, mode: Mode) -> None:
+    """zone_ready: hook, snapshot, platform, hook.  What failed is undone from the ledger before the error goes up."""
+    transition.zone = None
+    statehooks.pre(transition, transition.state, Command.READY)
+    try:
+        _bring_up(transition, mode)
+        statehooks.post(transition, transition.state, Command.READY)
+    except Exception:
+        statehooks.post_ignored(transition, State.READY, Command.HALT)
+        raise
+
+
+def _bring_up(transition: Transition, mode: Mode) -> None:
+    layout, zonename = transition.layout, transition.zonename
+    zone = transition.zone = snapshot.create(layout, zonename)
+    entry = zones.read_entry(layout, zonename)
+    transition.recovering = True
+    instance = _new_instance(transition, zone, mode, entry.uid_base or 0)
+    ledger = transition.ledger
+    try:
+        _verify(transition, zone, "mount" if mode.alternate else "ready")
+        subject = Subject(
+            zone=zone,
+            brand=transition.brand,
+            data=str(transition.brand.folder),
+            layout=layout,
+            settings=transition.settings,
+            mode=mode,
+            uid_base=instance.uid_base,
+            uuid=entry.uuid,
+        )
+        instances.write(layout, instance)
+        builder = _Builder(transition, instance, subject.root)
+        try:
+            runner.run(compose.compose_ready(subject), builder.stage, ledger, step=transition.step)
+            builder.commit()
+        finally:
+            builder.close()
+    except Exception as error:  # also a full disk and a bug of ours: nothing may stay behind
+        try:
+            teardown.take_back(transition, ledger)
+        except (ZoneError, OSError) as second:
+            error.add_note(str(second))
+        raise
+    transition.recovering = False
+    living = State.MOUNTED if mode.alternate else State.READY
+    transition.publish(State.INSTALLED, living, instance.zone_id)
+
+
+def _verify(transition: Transition, zone: Zone, command: str) -> None:
+    verify.verify_zone(
+        transition.layout,
+        zone,
+        zones.read_entry(transition.layout, transition.zonename),
+        command,
+        transition.say,
+    )
+    verb = transition.command.value.removeprefix("force")
+    limit_s = transition.settings.hook_s
+    brands.verify_brand(transition.brand, transition.info(), verb, deadline_s=limit_s, say=transition.say)
+
+
+def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int) -> Instance:
+    """The record of the life that begins: a new id and generation, also at each reboot."""
+    brand = transition.brand
+    allowed = brands.allowed(brand, zone, zone.limitpriv if mode is Mode.BOOT else "")
+    cgroup = transition.cgroup
+    return Instance(
+        zonename=transition.zonename,
+        generation=os.urandom(8).hex(),
+        zone_id=zoneids.next_id(transition.layout),
+        mode=mode,
+        phase=Phase.MAKING,
+        uid_base=0 if zone.privileged else uid_base,
+        privileged=zone.privileged,
+        root=f"{zone.zonepath}/{'lu' if mode.alternate else 'root'}",
+        cgroup=str(cgroup.part_path(Part.PAYLOAD)),
+        cgroups_v1=tuple(map(str, cgroup.v1_paths())),
+        capabilities=tuple(sorted(allowed.capabilities)),
+        seccomp=seccomp.DEFAULT_NAME,
+        login_command=tuple(brand.login_command),
+        forced_login_command=tuple(brand.forced_login_command),
+        user_command=tuple(brand.user_command),
+        restart=brand.restart,
+        label=zone.label if brand.mandatory_label else "",
+        brand=brand.name,
+        ip_type=zone.ip_type,
+        locked_bytes=zone.capped_memory.locked if zone.capped_memory and mode is Mode.BOOT else None,
+        quick_reboots=transition.quick_reboots,
+    )
+
+
+class _Builder:
+    """Makes zsched and what hangs on it, for one run of a plan."""
+
+    def __init__(self, transition: Transition, instance: Instance, root: str) -> None:
+        self.transition = transition
+        self.instance = instance
+        self.anchor: Anchor | None = None
+        self.stage = Stage(
+            layout=transition.layout,
+            zonename=transition.zonename,
+            root=root,
+            uid_base=instance.uid_base,
+            privileged=instance.privileged,
+            cgroup=transition.cgroup,
+            start_zsched=self.start_zsched,
+            keep_console=self.keep_console,
+            seal=self.seal,
+            say=transition.say,
+            shifted=zones.read_entry(transition.layout, transition.zonename).idmap_marker is not None,
+        )
+
+    def start_zsched(self, hostname: str) -> Born:
+        """Fork zsched into the zone's manager cgroup; it gives birth to process 1; write the maps; record both."""
+        cgroup, instance = self.transition.cgroup, self.instance
+        ours, theirs = packets.pair()
+        folder_fd = os.open(self.transition.layout.zone_run(instance.zonename), os.O_PATH | os.O_CLOEXEC)
+        listener = packets.listen(folder_fd, SOCKET)
+        os.close(folder_fd)
+        manager_fd, payload_fd = cgroup.manager_fd(), cgroup.payload_fd()
+        pid, zsched_fd = process.clone3(0, cgroup_fd=manager_fd)
+        if pid == 0:
+            zsched.main(
+                zonename=instance.zonename,
+                generation=instance.generation,
+                listener=listener,
+                creator=theirs,
+                payload_fd=payload_fd,
+                privileged=instance.privileged,
+                successor=self.transition.successor,
+            )
+        packets.close_all([manager_fd, payload_fd, zsched_fd])
+        listener.close()
+        theirs.close()
+        ours.settimeout(30)
+        birth = packets.receive(ours)
+        if birth is None or "born" not in birth[0]:
+            why = birth[0].get("text") if birth else "zsched died"
+            raise PlatformError("cannot make the zone's namespaces: {why}", why=why)
+        self.anchor = Anchor(ours)
+        return self._adopt_birth(pid, hostname)
+
+    def _adopt_birth(self, zsched_pid: int, hostname: str) -> Born:
+        assert self.anchor is not None
+        hello = self.anchor.hello()
+        init = instances.Process(hello.init_pid, procfs.start_time(hello.init_pid) or 0)
+        keeper = instances.Process(zsched_pid, procfs.start_time(zsched_pid) or 0)
+        self.instance = instances.write(self.transition.layout, self.instance.but(zsched=keeper, init=init))
+        if not self.instance.privileged:
+            namespaces.write_id_maps(hello.init_pid, self.instance.uid_base)
+        self.transition.cgroup.join_v1(hello.init_pid)
+        if self.transition.brand.delegate_cgroup:
+            self.transition.cgroup.delegate(self.instance.uid_base)
+        if self.transition.brand.cgroup == "v1":
+            self.transition.cgroup.delegate_named(self.instance.uid_base)
+        self.anchor.stub({"op": "identity", "hostname": hostname})
+        kept = {"m0", "net", "user"}
+        packets.close_all(fd for name, fd in hello.fds.items() if name not in kept)
+        return Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])
+
+    def keep_console(self, master_fd: int, slave_fd: int) -> None:
+        """Hand the pty to zsched."""
+        assert self.anchor is not None
+        self.anchor.keep_console(master_fd, slave_fd)
+        packets.close_all([master_fd, slave_fd])
+
+    def seal(self) -> None:
+        """Let process 1 take its locked copy of the finished tree."""
+        assert self.anchor is not None
+        self.anchor.stub({"op": "seal"})
+
+    def commit(self) -> None:
+        """All ops worked: record it, and let zsched live on without this worker."""
+        assert self.anchor is not None
+        self.instance = instances.write(self.transition.layout, self.instance.but(phase=Phase.READY))
+        self.anchor.commit()
+        self.transition.console_ready()
+
+    def close(self) -> None:
+        self.stage.close()
+        if self.anchor is not None:
+            self.anchor.close()
+
+
+def mount(transition: Transition) -> None:
+    """After ready in an alternate mode there is nothing left to mount: the plan has made the whole scratch zone."""
+
+
+def mount_mode(transition: Transition) -> Mode:
+    """Scratch for brands that ask for it, update for all others (reference 1.5 D)."""
+    return Mode.UPDATE if transition.update or not transition.brand.scratch_mount else Mode.SCRATCH
