@@ -161,7 +161,9 @@ def _supervise(layout: Layout, zonename: str, starter: Starter) -> int:
         _warn(layout, zonename, starter)
         supervisor = Supervisor(layout, zonename, lock)
         supervisor.open()
-        if starter.descriptor < 0:  # zsched started us, for what another one may have done meanwhile: wait for nobody
+        if (
+            starter.descriptor < 0
+        ):  # zsched started us, for what another one may have done meanwhile: wait for nobody
             supervisor.asked = True
             supervisor.loop.after(0, lambda: None)
         gc.collect()
@@ -213,7 +215,10 @@ def _leave_supervisors(layout: Layout) -> None:
 def _leave_zone(layout: Layout, zonename: str) -> None:
     """Nothing of a zone that has no platform stays, and no folder of one that was deleted."""
     try:
-        if instances.read(layout, zonename) is None and not (layout.zone_run(zonename) / "ledger.jsonl").exists():
+        if (
+            instances.read(layout, zonename) is None
+            and not (layout.zone_run(zonename) / "ledger.jsonl").exists()
+        ):
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
             shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)

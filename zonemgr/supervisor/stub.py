@@ -107,7 +107,9 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
         process.close_fds([0, 1, 2, channel.fileno()])
         fds.clear()
     if head.get("label"):
-        with _Stage("label"):  # before our credentials change; nothing of the zone has run that could fake its /proc
+        with _Stage(
+            "label"
+        ):  # before our credentials change; nothing of the zone has run that could fake its /proc
             labels.set_for_exec(labels.Module(head["label_module"]), head["label"])
     with _Stage("keyring"):
         process.new_session_keyring("zone")
