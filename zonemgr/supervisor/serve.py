@@ -13,11 +13,9 @@ import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from zonemgr import __version__
-from zonemgr.errors import BrandError, ConfigError, Exit, ZoneError, message
+from zonemgr.errors import ConfigError, ZoneError, message
 from zonemgr.linux import process
 from zonemgr.linux.cgroup import Part
 from zonemgr.model.brandspec import Fate, RestartPolicy
@@ -32,52 +30,20 @@ from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
 from zonemgr.supervisor import log
 from zonemgr.supervisor import worker as workers
-from zonemgr.supervisor.anchor import Anchor
 from zonemgr.supervisor.console import Console, ConsoleLog
+from zonemgr.supervisor.door import Door
+from zonemgr.supervisor.lifeline import Lifeline
 from zonemgr.supervisor.loop import Loop, Timer
+from zonemgr.supervisor.request import BOOTS, BRINGS_UP, Request
 from zonemgr.supervisor.transition import Transition
 from zonemgr.supervisor.worker import Worker
 from zonemgr.wire import packets, start
-from zonemgr.wire.peers import CallerError
-from zonemgr.wire.server import Call, Introspection, Listener, Peer
 
-INTERFACE: Final = "org.zonemgr.Zone"
-REFUSED: Final = f"{INTERFACE}.Refused"
 PROTOCOL: Final = 1
 IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
 MESSAGES_MAX: Final = (
     1000  # lines that one request may produce; a hook that never stops must not fill our memory
 )
-
-
-_BRINGS_UP = {
-    Command.READY,
-    Command.BOOT,
-    Command.FORCEBOOT,
-    Command.REBOOT,
-    Command.MOUNT,
-    Command.FORCEMOUNT,
-}
-_BOOTS = {command.value for command in (Command.BOOT, Command.FORCEBOOT, Command.REBOOT)}
-
-
-@dataclass
-class Request:
-    """Something to be done: asked for at the door, or by zsched (an upcall, which has a generation and no call)."""
-
-    command: Command | None  # None: take back what an interrupted transition left
-    arguments: str = ""
-    update: bool = False
-    timeout_s: float | None = None
-    call: Call | None = None
-    generation: str | None = None
-    messages: list[str] = field(default_factory=list)
-    failure: str = ""  # set when the outcome is decided before the work is finished
-    after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
-
-    @property
-    def upcall(self) -> bool:
-        return self.call is None
 
 
 class Supervisor:
@@ -95,34 +61,25 @@ class Supervisor:
         self.deadline: Timer | None = None
         self.shutting: Request | None = None
         self.shutting_timer: Timer | None = None
-        self.anchor: Anchor | None = None
-        self.anchor_fds: dict[str, int] = {}
-        self.generation = ""
         self.quick_reboots = 0
-        self.peers: set[Peer] = set()
-        self.callers: set[Peer] = set()  # those that have asked something
-        self.monitors: list[Call] = []
-        self.follower: events.Follower | None = None
         self.asked = False
         self.leaving = False
-        self.ended: dict[int, tuple[int, int]] = {}
         self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.console = Console(
             self.loop, self.run_fd, ConsoleLog(layout.zone_log(zonename)), self._after_client
         )
-        self.door: Listener | None = None
-        self.introspection = Introspection("zonemgr", __version__, (INTERFACE,))
+        self.lifeline = Lifeline(self.loop, layout, zonename, self.console, self._init_ended)
+        self.door: Door | None = None
 
     # -- life -----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Adopt what lives, then open the door: whoever finds it finds the console too."""
         process.set_child_subreaper()
-        self.loop.watch_children(self._children)
+        self.loop.watch_children(self.lifeline.reap)
         self.loop.when_idle(self._idle)
         self._adopt()
-        self.door = Listener(self.run_fd, "door")
-        self.loop.watch(self.door.fileno(), self._accept)
+        self.door = Door(self.loop, self.layout, self.zonename, self.run_fd, self._describe, self._ask)
         self.loop.after(IDLE_S, self._nobody_asked)
 
     def run(self) -> None:
@@ -135,22 +92,21 @@ class Supervisor:
 
     def _idle(self) -> None:
         """After each round: leave when the exit rule says so (reference 4.4)."""
+        assert self.door is not None
         if self.leaving:
-            if not any(peer.wants_write for peer in self.peers):
+            if not self.door.unsent:
                 self.loop.stop()
             return
-        busy = self.worker or self.queue or self.shutting or self.console.client or self.monitors
-        if busy or not self.asked or any(peer.wants_write for peer in self.peers):
+        busy = self.worker or self.queue or self.shutting or self.console.client or self.door.watched
+        if busy or not (self.asked or self.door.visited) or self.door.unsent:
             return
         if self._state() < State.READY:
             self._leave()
 
     def _leave(self) -> None:
-        """Take the door away first: who comes now starts a successor; who is in the queue gets an empty reply."""
+        """Take the door away first."""
         assert self.door is not None
         self.leaving = True
-        self.door.withdraw()
-        self.loop.forget(self.door.fileno())
         self.door.close()
         self.console.close()
         self.loop.after(1.0, self.loop.stop)
@@ -180,106 +136,18 @@ class Supervisor:
         state = self._state()
         if instance is not None and instance.phase is Phase.BOOTING and state is State.RUNNING:
             instance = instances.write(self.layout, instance.but(phase=Phase.RUNNING))
-        half_booted = state is State.READY and intent.get("command") in _BOOTS
+        half_booted = state is State.READY and intent.get("command") in BOOTS
         if instance is not None and instance.phase in (Phase.READY, Phase.RUNNING) and not half_booted:
             self._intent_path.unlink(missing_ok=True)
-            if self._attach():
+            if self.lifeline.attach():
                 return
             if instance.init is not None and instance.init.alive:
-                self._watch_orphan(instance.init.pid)  # zsched is gone and init lives on
+                self.lifeline.watch_orphan(
+                    instance.generation, instance.init.pid
+                )  # zsched is gone and init lives on
                 return
         self.asked = True
         self.queue.append(Request(None, after=again))
-
-    def _attach(self) -> bool:
-        """Connect to zsched: be told how init ends, and read the console.  False when there is no zsched."""
-        self._detach()
-        try:
-            anchor = Anchor.connect(self.layout, self.zonename)
-            hello = anchor.hello()
-            backlog = anchor.attach()
-        except OSError:
-            return False
-        self.anchor = anchor
-        self.anchor_fds = dict(hello.fds)
-        self.generation = hello.generation
-        for name in ("m0", "net", "user"):
-            if name in self.anchor_fds:
-                os.close(self.anchor_fds.pop(name))
-        if "master" in self.anchor_fds:
-            self.console.set_pty(self.anchor_fds.pop("master"), backlog)
-        anchor.sock.setblocking(False)
-        self.loop.watch(anchor.sock.fileno(), self._anchor_ready)
-        if hello.exit is not None:
-            self._init_ended(hello.generation, dict(hello.exit))
-        return True
-
-    def _detach(self) -> None:
-        if self.anchor is not None:
-            self.loop.forget(self.anchor.sock.fileno())
-            self.anchor.close()
-            self.anchor = None
-        for descriptor in self.anchor_fds.values():
-            self.loop.forget(descriptor)
-            os.close(descriptor)
-        self.anchor_fds = {}
-
-    def _anchor_ready(self, _events: int) -> None:
-        assert self.anchor is not None
-        try:
-            packet = packets.receive(self.anchor.sock)
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = None
-        if packet is None:
-            self._anchor_lost()
-        elif packet[0].get("event") == "exit":
-            self._init_ended(packet[0]["generation"], packet[0]["exit"])
-
-    def _anchor_lost(self) -> None:
-        """zsched has left: with the platform, as it should, or because somebody killed it."""
-        init_fd = self.anchor_fds.pop("init", -1)
-        self._detach()
-        instance = instances.read(self.layout, self.zonename)
-        if instance is None or instance.phase in (Phase.HALTING, Phase.MAKING) or instance.init is None:
-            self.console.drop_pty()
-            if init_fd >= 0:
-                os.close(init_fd)
-            return
-        log.error("zsched was killed; the zone runs on")
-        if init_fd >= 0:
-            self.anchor_fds["init"] = init_fd
-            self.loop.watch(init_fd, lambda _events: self._orphan_ended())
-
-    def _watch_orphan(self, pid: int) -> None:
-        """Nobody holds init's fate: watch it by a pidfd.  How it ends is known only if it became our child."""
-        self.generation = (instances.read(self.layout, self.zonename) or _no_instance()).generation
-        self.anchor_fds["init"] = process.pidfd_open(pid)
-        self.loop.watch(self.anchor_fds["init"], lambda _events: self._orphan_ended())
-
-    def _orphan_ended(self) -> None:
-        init_fd = self.anchor_fds.pop("init")
-        self.loop.forget(init_fd)
-        os.close(init_fd)
-        self._children()
-        instance = instances.read(self.layout, self.zonename)
-        pid = instance.init.pid if instance and instance.init else 0
-        code, status = self.ended.get(pid, (os.CLD_EXITED, 0))
-        self._init_ended(self.generation, {"code": code, "status": status})
-
-    def _children(self) -> None:
-        """Reap whatever became our child; how a zone's init ended is remembered."""
-        while True:
-            try:
-                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                break
-            if result is None:
-                break
-            instance = instances.read(self.layout, self.zonename)
-            if instance and instance.init and result.si_pid == instance.init.pid:
-                self.ended = {result.si_pid: (result.si_code, result.si_status)}
 
     # -- init's end: the upcalls ----------------------------------------------------------------------------
 
@@ -318,96 +186,20 @@ class Supervisor:
         self.quick_reboots = quick  # the worker writes it down with the next life
         return policy.delay_s(quick)
 
-    # -- the door -------------------------------------------------------------------------------------------
+    # -- requests, one at a time ----------------------------------------------------------------------------
 
-    def _accept(self, _events: int) -> None:
-        assert self.door is not None
-        try:
-            peer = self.door.accept()
-        except CallerError as error:
-            log.error(error.text)
-            return
-        if peer is not None:
-            self.peers.add(peer)
-            self._watch_peer(peer)
-
-    def _watch_peer(self, peer: Peer) -> None:
-        if not peer.closed:
-            self.loop.watch(
-                peer.fileno(), lambda events: self._peer_ready(peer, descriptor, events), peer.events
-            )
-            descriptor = peer.fileno()
-
-    def _peer_ready(self, peer: Peer, descriptor: int, poll_events: int) -> None:
-        import select
-
-        calls = peer.readable() if poll_events & (select.POLLIN | select.POLLHUP | select.POLLERR) else []
-        if poll_events & (select.POLLHUP | select.POLLERR) and not calls and not peer.closed:
-            peer.close()
-        for call in calls:
-            self._call(call)
-        if poll_events & select.POLLOUT and not peer.closed:
-            peer.writable()
-        self._settle(peer, descriptor)
-
-    def _settle(self, peer: Peer, descriptor: int) -> None:
-        """Poll for what the peer wants now, or forget it."""
-        if peer.closed:
-            self.loop.forget(descriptor)
-            self.peers.discard(peer)
-            if peer in self.callers:  # also one that only looked: nobody may come after it
-                self.callers.discard(peer)
-                self.asked = True
-            self.monitors = [call for call in self.monitors if not call.gone]
-        else:
-            self._watch_peer(peer)
-
-    def _call(self, call: Call) -> None:
-        method = self.introspection.handle(call)
-        self.callers.add(call.peer)
-        if method is None:
-            return
-        if method == "GetState":
-            call.reply({"zone": self._describe()})
-        elif method == "Monitor":
-            self._monitor(call)
-        elif method == "Apply":
-            call.error(
-                REFUSED,
-                {
-                    "code": Exit.ERROR,
-                    "messages": ["a change of a running zone takes effect at its next boot"],
-                },
-            )
-        else:
-            self._request(call, method)
-
-    def _request(self, call: Call, method: str) -> None:
-        given = call.parameters
-        force = bool(given.get("force"))
-        command = {
-            "Ready": Command.READY,
-            "Boot": Command.FORCEBOOT if force else Command.BOOT,
-            "Reboot": Command.REBOOT,
-            "Halt": Command.HALT,
-            "Shutdown": Command.SHUTDOWN,
-            "Mount": Command.FORCEMOUNT if force else Command.MOUNT,
-            "Unmount": Command.UNMOUNT,
-            "NoteUninstalling": Command.NOTE_UNINSTALLING,
-        }[method]
-        arguments = str(given.get("args") or "")
-        timeout = given.get("timeout")
-        request = Request(command, arguments, bool(given.get("update")), timeout, call)
+    def _ask(self, request: Request) -> None:
+        """Somebody at the door wants something done."""
         self.asked = True
-        if len(arguments) > BOOTARGS_MAX:
+        if len(request.arguments) > BOOTARGS_MAX:
             self._finish(request, False, ["Boot argument list too long"])
-            return
-        self._enqueue(request)
+        else:
+            self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
         wanted = request.command is Command.HALT and not request.upcall
         if wanted and self.current is not None and self.worker is not None:
-            if self.current.command in _BRINGS_UP and not self.current.failure:
+            if self.current.command in BRINGS_UP and not self.current.failure:
                 self._cancel(message("{command} was cancelled by halt", command=self.current.command.value))
         self.queue.append(request)
         self._next()
@@ -430,29 +222,6 @@ class Supervisor:
             "console_pid": self.console.client.pid if self.console.client else None,
             "generation": instance.generation if instance else None,
         }
-
-    def _monitor(self, call: Call) -> None:
-        if not call.more:
-            call.error("org.varlink.service.ExpectedMore")
-            return
-        if self.follower is None:
-            from zonemgr.linux.inotify import Inotify
-
-            self.follower = events.Follower(self.layout)
-            self.inotify = Inotify(self.layout.run)
-            self.loop.watch(self.inotify.fileno(), self._tell_monitors)
-        self.monitors.append(call)
-
-    def _tell_monitors(self, _events: int) -> None:
-        assert self.follower is not None
-        self.inotify.wait(0)
-        for record in self.follower.poll():
-            if record.get("zonename") == self.zonename:
-                for call in self.monitors:
-                    call.reply({"event": record}, continues=True)
-        self.monitors = [call for call in self.monitors if not call.gone]
-
-    # -- requests, one at a time ----------------------------------------------------------------------------
 
     def _next(self) -> None:
         """Begin the next request, if none is under way."""
@@ -507,7 +276,7 @@ class Supervisor:
         job = workers.procedure_job(cell.procedure) if cell else workers.recover
         files.write_json(
             self._intent_path,
-            _intent(request),
+            request.intent,
         )
         self.current, self.procedure = request, cell.procedure if cell else None
         self.worker = workers.start(transition, job, self.lock.forget)
@@ -519,7 +288,7 @@ class Supervisor:
         try:
             return settings.load(self.layout)
         except ConfigError as error:
-            if request.command not in (None, Command.HALT, Command.UNMOUNT):
+            if request.command not in (None, Command.HALT, Command.UNMOUNT, Command.SHUTDOWN):
                 raise
             request.messages.append(message("WARNING: {why}: going on with the defaults", why=error.text))
             return settings.defaults(self.layout)
@@ -568,7 +337,7 @@ class Supervisor:
         elif "notice" in head:
             self.console.notice(Notice[head["notice"]], head["arguments"])
         elif "console" in head:
-            self._attach()
+            self.lifeline.attach()
             packets.send(worker.sock, {"ok": True})
         elif "done" in head:
             worker.done = head
@@ -584,9 +353,8 @@ class Supervisor:
         request.messages.append(text)
         if request.call is None:
             log.error(text)
-        elif not request.call.gone:
-            request.call.reply({"message": text}, continues=True)
-            self._watch_peer(request.call.peer)
+        elif self.door is not None:
+            self.door.progress(request.call, text)
 
     def _worker_ended(self) -> None:
         worker, request = self.worker, self.current
@@ -662,20 +430,14 @@ class Supervisor:
                 for text in messages:
                     log.error(text)
             return
-        if not call.gone:
-            peer, descriptor = call.peer, call.peer.fileno()
-            if ok:
-                reply: dict[str, Any] = {"messages": messages}
-                call.reply({**reply, "note": note} if note else reply)
-            else:
-                call.error(REFUSED, {"code": int(Exit.ERROR), "messages": messages})
-            self._settle(peer, descriptor)
+        assert self.door is not None
+        self.door.answer(call, ok, messages, note)
 
     # -- graceful shutdown (reference 1.6) ------------------------------------------------------------------
 
     def _wait_for_shutdown(self, request: Request) -> None:
         """The command has run; the zone's end comes as an upcall, or the patience ends."""
-        patience_s = request.timeout_s or settings.load(self.layout).shutdown_s
+        patience_s = request.timeout_s or self._settings(request).shutdown_s
         self.shutting = request
         self.shutting_timer = self.loop.after(patience_s, lambda: self._shut_down(False))
         if self._state() <= State.INSTALLED:
@@ -705,22 +467,11 @@ def _nothing(*_arguments: object) -> None:
     """Filled in by the worker."""
 
 
-def _no_instance() -> instances.Instance:
-    raise BrandError("the zone has no instance record")
-
-
 def _observed(layout: Layout, zonename: str) -> Observation | None:
     try:
         return observe(layout, zonename)
     except ZoneError:
         return None
-
-
-def _intent(request: Request) -> dict[str, str]:
-    """What a successor must know of the request under way."""
-    if request.command is None and request.after is not None:  # what is taken back was half of a reboot
-        return {"command": Command.REBOOT.value, "arguments": request.after.arguments}
-    return {"command": request.command.value if request.command else "", "arguments": request.arguments}
 
 
 def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:

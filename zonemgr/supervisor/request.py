@@ -1,0 +1,47 @@
+"""What a supervisor is asked to do, by a client at the door or by zsched (an upcall)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from zonemgr.model.states import Command
+from zonemgr.wire.server import Call
+
+BRINGS_UP: Final = frozenset(
+    {
+        Command.READY,
+        Command.BOOT,
+        Command.FORCEBOOT,
+        Command.REBOOT,
+        Command.MOUNT,
+        Command.FORCEMOUNT,
+    }
+)
+BOOTS: Final = frozenset(command.value for command in (Command.BOOT, Command.FORCEBOOT, Command.REBOOT))
+
+
+@dataclass
+class Request:
+    """Something to be done: asked for at the door, or by zsched (an upcall, which has a generation and no call)."""
+
+    command: Command | None  # None: take back what an interrupted transition left
+    arguments: str = ""
+    update: bool = False
+    timeout_s: float | None = None
+    call: Call | None = None
+    generation: str | None = None
+    messages: list[str] = field(default_factory=list)
+    failure: str = ""  # set when the outcome is decided before the work is finished
+    after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
+
+    @property
+    def upcall(self) -> bool:
+        return self.call is None
+
+    @property
+    def intent(self) -> dict[str, str]:
+        """What a successor must know of the request under way."""
+        if self.command is None and self.after is not None:  # what is taken back was half of a reboot
+            return {"command": Command.REBOOT.value, "arguments": self.after.arguments}
+        return {"command": self.command.value if self.command else "", "arguments": self.arguments}
