@@ -109,6 +109,18 @@ def cpu_range(value: object) -> str:
     return given
 
 
+def id_ranges(value: object) -> str:
+    """Numbers and ranges of CPUs, cores or sockets: ``0-3,6``, in order and each once."""
+    given = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+    last = -1
+    for part in given.replace(" ", "").split(","):
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part)
+        if not match or not last < int(match[1]) <= int(match[2] or match[1]):
+            raise Refused(f"must be rising numbers and ranges such as 0-3,6, not '{given}'")
+        last = int(match[2] or match[1])
+    return given.replace(" ", "")
+
+
 def size_bytes(value: object) -> int:
     """Bytes: a whole number, or text with a unit K, M, G or T (powers of 1024)."""
     if isinstance(value, str):
@@ -285,6 +297,31 @@ def mac_address(value: object) -> str:
     if octets[0] & 1:
         raise Refused(f"'{given}' is a multicast address")
     return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def mac_prefix(value: object) -> str:
+    """The first one to five octets of a unicast Ethernet address."""
+    given = text(value)
+    if not re.fullmatch(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){0,4}", given) or int(given.split(":")[0], 16) & 1:
+        raise Refused(f"'{given}' is not the beginning of an Ethernet address")
+    return ":".join(part.zfill(2).lower() for part in given.split(":"))
+
+
+def link_property(value: object) -> str:
+    """``(name=N,value=V)``."""
+    given = text(value)
+    match = re.fullmatch(r"\(?\s*name=([-\w]+)\s*,\s*value=(.*?)\s*\)?", given)
+    if not match:
+        raise Refused(f"must be (name=NAME,value=VALUE), not '{given}'")
+    return f"(name={match[1]},value={match[2]})"
+
+
+def service_name(value: object) -> str:
+    """A service as SMF or systemd names it: ``svc:/network/nfs/client``, ``zone:db``, ``nginx.service``."""
+    given = word(value)
+    if not re.fullmatch(r"[a-zA-Z0-9][-\w.,:/@+%]*", given):
+        raise Refused(f"'{given}' is not the name of a service")
+    return given
 
 
 def interface_address(value: object) -> str:

@@ -176,7 +176,7 @@ GLOBAL_PROPERTIES: Final = (
     ),
     Property(
         "file-mac-profile",
-        checks.one_of("none", "strict", "fixed-configuration", "flexible-configuration"),
+        checks.one_of("none", "strict", "fixed-configuration", "flexible-configuration", "dynamic-zones"),
         "how much of the zone's own root it may change", effect=False,
     ),
     Property(
@@ -185,6 +185,12 @@ GLOBAL_PROPERTIES: Final = (
     Property(
         "boot-priority", checks.one_of("high", "normal", "low"), "who boots first with the host", effect=False,
     ),
+    Property("tenant", checks.word, "the tenant that the zone's virtual networks belong to", effect=False),
+    Property(
+        "global-time", checks.boolean, "the zone may set the host's clock", Form.BOOLEAN, effect=False,
+    ),
+    Property("host-compatible", checks.word, "which hosts the zone must be able to move to", effect=False),
+    Property("zfs-io-priority", checks.number_from(1, 16384), "share of a busy disk", Form.NUMBER, effect=False),
     Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER),
     Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER),
     Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER),
@@ -213,6 +219,7 @@ NET: Final = Resource(
     (
         Property("anet", checks.link_name, "make a link on this bridge of the host", aliases=("lower-link",)),
         Property("physical", checks.link_name, "move this link of the host into the zone"),
+        Property("global-nic", checks.link_name, "the link of the host below the zone's", effect=False),
         Property("linkname", checks.link_name, "the link's name in the zone"),
         Property(
             "address", checks.list_of(checks.interface_address), "addresses with prefix lengths", Form.LIST, (),
@@ -221,8 +228,19 @@ NET: Final = Resource(
             "allowed-address", checks.list_of(checks.allowed_address), "addresses the zone may use", Form.LIST, (),
             effect=False,
         ),
+        Property(
+            "configure-allowed-address", checks.boolean, "give the zone's link its allowed addresses", Form.BOOLEAN,
+            effect=False,
+        ),
+        Property(
+            "allowed-dhcp-cids", checks.list_of(checks.word), "DHCP client ids the zone may use", Form.LIST, (),
+            effect=False,
+        ),
         Property("defrouter", checks.list_of(checks.router_address), "default routers", Form.LIST, ()),
         Property("mac-address", checks.mac_address, "the link's Ethernet address", aliases=("mac-addr",)),
+        Property(
+            "mac-prefix", checks.mac_prefix, "what an automatic Ethernet address begins with", effect=False,
+        ),
         Property("mtu", checks.number_from(576, 65535), "the link's largest packet, in bytes", Form.NUMBER),
         Property(
             "vlan-id", checks.number_from(1, 4094), "the VLAN of the link's bridge port", Form.NUMBER, effect=False,
@@ -233,6 +251,11 @@ NET: Final = Resource(
             checks.list_of(checks.one_of("mac-nospoof", "ip-nospoof", "dhcp-nospoof", "restricted")),
             "what the zone may not forge", Form.LIST, (), effect=False,
         ),
+        Property("priority", checks.one_of("high", "medium", "low"), "whose packets go first", effect=False),
+        Property(
+            "property", checks.list_of(checks.link_property), "(name=N,value=V): a setting of the link", Form.LIST, (),
+            effect=False,
+        ),
     ),
     key=("anet", "physical", "address"),
     aliases=("anet",),
@@ -240,7 +263,13 @@ NET: Final = Resource(
 
 DEVICE: Final = Resource(
     "device", "devices of the host that appear in the zone",
-    (Property("match", checks.device_match, "a path or pattern below /dev", required=True),),
+    (
+        Property("match", checks.device_match, "a path or pattern below /dev", required=True),
+        Property("allow-partition", checks.boolean, "the zone may partition the disk", Form.BOOLEAN, effect=False),
+        Property(
+            "allow-raw-io", checks.boolean, "the zone may send commands to the disk", Form.BOOLEAN, effect=False,
+        ),
+    ),
     key=("match",),
 )  # fmt: skip
 
@@ -291,7 +320,10 @@ ADMIN: Final = Resource(
 DEDICATED_CPU: Final = Resource(
     "dedicated-cpu", "CPUs that nobody else uses",
     (
-        Property("ncpus", checks.cpu_range, "a number or a range", required=True),
+        Property("ncpus", checks.cpu_range, "how many: a number or a range"),
+        Property("cpus", checks.id_ranges, "which CPUs, such as 0-3,6"),
+        Property("cores", checks.id_ranges, "which cores, with all their threads"),
+        Property("sockets", checks.id_ranges, "which sockets, with all their cores"),
         Property("importance", checks.number_from(0), "who gets CPUs first", Form.NUMBER),
     ),
     single=True, effect=False,
@@ -309,6 +341,10 @@ CAPPED_MEMORY: Final = Resource(
         Property("physical", checks.size_from(_MEBI, "1M"), "RAM", Form.SIZE),
         Property("swap", checks.size_from(50 * _MEBI, "50M"), "RAM and swap together", Form.SIZE),
         Property("locked", checks.size_from(1, "1"), "RAM that processes may lock", Form.SIZE),
+        Property(
+            "pagesize-policy", checks.one_of("largest-available", "largest-only", "smallest-only"),
+            "which size of memory pages the zone gets", effect=False,
+        ),
     ),
     single=True,
 )  # fmt: skip
@@ -323,10 +359,28 @@ SECURITY_FLAGS: Final = Resource(
     single=True, effect=False,
 )  # fmt: skip
 
+SMF_DEPENDENCY: Final = Resource(
+    "smf-dependency", "what has to be there before the zone boots with the host",
+    (
+        Property("fmri", checks.service_name, "the service or zone it waits for", required=True),
+        Property("name", checks.attribute_name, "the dependency's name"),
+        Property(
+            "grouping", checks.one_of("require_all", "require_any", "optional_all", "exclude_all"),
+            "how services of one name count",
+        ),
+        Property(
+            "restart-on", checks.one_of("none", "error", "restart", "refresh"), "what of the service restarts the zone",
+            aliases=("restart_on",),
+        ),
+    ),
+    key=("fmri",), effect=False,
+)  # fmt: skip
+
 RESOURCES: Final[Mapping[str, Resource]] = {
     resource.name: resource
     for resource in (
         FS, NET, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, ATTR, DATASET, ADMIN, RCTL, SECURITY_FLAGS,
+        SMF_DEPENDENCY,
     )
 }  # fmt: skip
 
@@ -350,6 +404,7 @@ CONTROL_ALIASES: Final = (
     ControlAlias("zone.max-shm-ids", "max-shm-ids", None, "deny"),
     ControlAlias("zone.max-msg-ids", "max-msg-ids", None, "deny"),
     ControlAlias("zone.max-sem-ids", "max-sem-ids", None, "deny"),
+    ControlAlias("zone.zfs-io-priority", "zfs-io-priority", None, "none"),
     ControlAlias("zone.cpu-cap", "ncpus", "capped-cpu", "deny", 100),
     ControlAlias("zone.max-swap", "swap", "capped-memory", "deny"),
     ControlAlias("zone.max-locked-memory", "locked", "capped-memory", "deny"),

@@ -58,20 +58,28 @@ class NetResource:
 
     anet: str | None = None
     physical: str | None = None
+    global_nic: str | None = None
     linkname: str | None = None
     address: tuple[str, ...] = ()
     allowed_address: tuple[str, ...] = ()
+    configure_allowed_address: bool | None = None
+    allowed_dhcp_cids: tuple[str, ...] = ()
     defrouter: tuple[str, ...] = ()
     mac_address: str | None = None
+    mac_prefix: str | None = None
     mtu: int | None = None
     vlan_id: int | None = None
     maxbw: str | None = None
     link_protection: tuple[str, ...] = ()
+    priority: str | None = None
+    property: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceResource:
     match: str
+    allow_partition: bool | None = None
+    allow_raw_io: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,10 @@ class AdminResource:
 
 @dataclass(frozen=True, slots=True)
 class DedicatedCpu:
-    ncpus: str
+    ncpus: str | None = None
+    cpus: str | None = None
+    cores: str | None = None
+    sockets: str | None = None
     importance: int | None = None
 
 
@@ -117,6 +128,7 @@ class CappedMemory:
     physical: int | None = None
     swap: int | None = None
     locked: int | None = None
+    pagesize_policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,14 @@ class SecurityFlags:
     lower: str | None = None
     default: str | None = None
     upper: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SmfDependency:
+    fmri: str
+    name: str | None = None
+    grouping: str | None = None
+    restart_on: str | None = None
 
 
 CLASSES: Mapping[str, type] = {
@@ -138,6 +158,7 @@ CLASSES: Mapping[str, type] = {
     "capped-cpu": CappedCpu,
     "capped-memory": CappedMemory,
     "security-flags": SecurityFlags,
+    "smf-dependency": SmfDependency,
 }
 
 
@@ -162,6 +183,10 @@ class Zone:
     file_mac_profile: str | None = None
     autoshutdown: str | None = None
     boot_priority: str | None = None
+    tenant: str | None = None
+    global_time: bool | None = None
+    host_compatible: str | None = None
+    zfs_io_priority: int | None = None
     cpu_shares: int | None = None
     max_lwps: int | None = None
     max_processes: int | None = None
@@ -180,6 +205,7 @@ class Zone:
     admin: tuple[AdminResource, ...] = ()
     rctl: tuple[RctlResource, ...] = ()
     security_flags: SecurityFlags | None = None
+    smf_dependency: tuple[SmfDependency, ...] = ()
 
     @classmethod
     def from_table(
@@ -426,7 +452,7 @@ def _check_combinations(reader: _Reader, zone: Zone) -> None:
     _check_cpus(reader, zone)
     memory = zone.capped_memory
     if memory is not None:
-        if memory == CappedMemory():
+        if memory.physical is memory.swap is memory.locked is None:
             raise reader.fail(
                 ("capped-memory",), "capped-memory: one of physical, swap, locked must be given"
             )
@@ -517,6 +543,10 @@ def _check_attribute(reader: _Reader, path: Path, attribute: AttrResource) -> No
 
 def _check_cpus(reader: _Reader, zone: Zone) -> None:
     if zone.dedicated_cpu is not None:
+        chosen = zone.dedicated_cpu
+        ways = (chosen.ncpus, chosen.cpus, chosen.cores, chosen.sockets)
+        if sum(way is not None for way in ways) != 1:
+            raise reader.fail(("dedicated-cpu",), "dedicated-cpu: give one of ncpus, cpus, cores, sockets")
         if zone.capped_cpu is not None:
             raise reader.fail(("dedicated-cpu",), "capped-cpu and dedicated-cpu are incompatible.")
         if zone.cpu_shares is not None:
