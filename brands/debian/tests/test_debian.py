@@ -38,7 +38,8 @@ def test_from_the_mirror_to_an_orderly_shutdown(instance: Instance) -> None:
     assert len(cached) > 50 and not list((root / "var/cache/apt/archives").glob("*.deb"))
 
     instance.run("boot", "web")
-    assert instance.login("web", "systemctl", "is-system-running", "--wait") == "running\n"
+    waiting = ("systemctl", "is-system-running", "--wait")  # fails too as long as systemd's socket is not there
+    until(lambda: instance.login("web", *waiting, check=False) == "running\n", "running", deadline_s=LIFE_S)
     assert instance.login("web", "systemctl", "--failed", "--no-legend") == ""
     assert instance.login("web", "hostname") == "web\n"
     assert len((root / "etc/machine-id").read_text()) == 33
