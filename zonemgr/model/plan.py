@@ -8,10 +8,19 @@ the ledger before it acts.  An op is a small frozen value that says in the opera
 from __future__ import annotations
 
 import dataclasses
+import enum
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 _KINDS: dict[str, type[Op]] = {}
+
+
+class Live(enum.Enum):
+    """How an op of a living zone may be changed (``model.delta``)."""
+
+    NEVER = "never"
+    REMAKE = "remake"  # taken away and made anew
+    REWRITE = "rewrite"  # what is there is given other values
 
 
 @dataclass(frozen=True)
@@ -19,9 +28,27 @@ class Op:
     """One step of a plan.  Each sub-class has a ``kind``, its name in JSON."""
 
     kind: ClassVar[str] = "op"
+    live: ClassVar[Live] = Live.NEVER
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What tells the op from others of a plan: an op of the same identity in another plan is the same thing,
+        with other values.
+        """
+        return (self.kind, repr(self)) if self.live is Live.NEVER else (self.kind,)
+
+    @property
+    def mount_point(self) -> str | None:
+        """Where the op mounts something, if that is what it does."""
+        return None
+
+    def rests_on(self, other: Op) -> bool:
+        """Whether the op must be made anew when the other one is."""
+        mine, below = self.mount_point, other.mount_point
+        return mine is not None and below is not None and mine.startswith(f"{below.rstrip('/')}/")
 
     def describe(self) -> str:
         """What the op does, for ``zonemgr plan``."""
@@ -64,6 +91,7 @@ class SetLimits(Op):
     """Resource limits on the zone's cgroup.  None leaves a limit alone."""
 
     kind: ClassVar[str] = "limits"
+    live: ClassVar[Live] = Live.REWRITE
     memory_bytes: int | None = None
     swap_bytes: int | None = None  # memory and swap together, as zones count
     locked_bytes: int | None = None
@@ -133,6 +161,7 @@ class Bind(Op):
     """
 
     kind: ClassVar[str] = "bind"
+    live: ClassVar[Live] = Live.REMAKE
     special: str
     directory: str
     options: tuple[str, ...] = ()
@@ -140,6 +169,14 @@ class Bind(Op):
     make: str = "dir"  # what to make when the mount point is missing: dir or file
     recursive: bool = False
     within: str = ""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return ("mount", self.directory)
+
+    @property
+    def mount_point(self) -> str:
+        return self.directory
 
     def describe(self) -> str:
         options = f" ({','.join(self.options)})" if self.options else ""
@@ -151,11 +188,20 @@ class FileSystem(Op):
     """A file system of its own mounted in the zone: tmpfs, or a block file system of an ``fs`` resource."""
 
     kind: ClassVar[str] = "fs"
+    live: ClassVar[Live] = Live.REMAKE
     type: str
     special: str
     directory: str
     options: tuple[str, ...] = ()
     raw: str = ""  # checked by the file system's fsck before the mount
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return ("mount", self.directory)
+
+    @property
+    def mount_point(self) -> str:
+        return self.directory
 
     def describe(self) -> str:
         options = f" ({','.join(self.options)})" if self.options else ""
@@ -171,6 +217,10 @@ class KernelFileSystem(Op):
     directory: str
     read_only: bool = False
 
+    @property
+    def mount_point(self) -> str:
+        return self.directory
+
     def describe(self) -> str:
         return f"mount {self.type} on {self.directory}" + (" (ro)" if self.read_only else "")
 
@@ -180,8 +230,13 @@ class DeviceTree(Op):
     """/dev: a tmpfs with the zone's devices and links, and nothing else."""
 
     kind: ClassVar[str] = "dev"
+    live: ClassVar[Live] = Live.REWRITE
     devices: tuple[str, ...]
     links: tuple[str, ...]  # "path>target"
+
+    @property
+    def mount_point(self) -> str:
+        return "/dev"
 
     def describe(self) -> str:
         return "make /dev with " + " ".join(self.devices)
@@ -192,6 +247,10 @@ class Console(Op):
     """A pty from the zone's own devpts: the slave on /dev/console, the master with zsched."""
 
     kind: ClassVar[str] = "console"
+
+    @property
+    def mount_point(self) -> str:
+        return "/dev/console"
 
     def describe(self) -> str:
         return "open the console pty and bind it on /dev/console"
@@ -221,6 +280,10 @@ class RunHost(Op):
 
     kind: ClassVar[str] = "run-host"
     uuid: str
+
+    @property
+    def mount_point(self) -> str:
+        return "/run/host"
 
     def describe(self) -> str:
         return "make /run/host"
@@ -265,8 +328,13 @@ class Bridge(Op):
     """The default bridge, made on first use and shared by all zones of this instance."""
 
     kind: ClassVar[str] = "bridge"
+    live: ClassVar[Live] = Live.REMAKE
     name: str
     addresses: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.name)
 
     def describe(self) -> str:
         return f"make bridge {self.name} with {' '.join(self.addresses)} unless it exists"
@@ -277,12 +345,17 @@ class Veth(Op):
     """A pair of virtual links: one end on the host's bridge, the other in the zone."""
 
     kind: ClassVar[str] = "veth"
+    live: ClassVar[Live] = Live.REMAKE
     host_name: str
     zone_name: str
     bridge: str
     altname: str
     mtu: int | None = None
     mac: str | None = None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.host_name)
 
     def describe(self) -> str:
         return f"make veth {self.host_name} on bridge {self.bridge}, {self.zone_name} in the zone"
@@ -293,7 +366,12 @@ class MoveLink(Op):
     """A physical link given to the zone, and taken back at halt."""
 
     kind: ClassVar[str] = "move-link"
+    live: ClassVar[Live] = Live.REMAKE
     name: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.name)
 
     def describe(self) -> str:
         return f"move link {self.name} into the zone"
@@ -304,9 +382,19 @@ class ConfigureLink(Op):
     """Addresses and routers of a link in the zone, set before init runs."""
 
     kind: ClassVar[str] = "address"
+    live: ClassVar[Live] = Live.REWRITE
     link: str
     addresses: tuple[str, ...]
     routers: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.link)
+
+    def rests_on(self, other: Op) -> bool:
+        return (isinstance(other, Veth) and other.zone_name == self.link) or (
+            isinstance(other, MoveLink) and other.name == self.link
+        )
 
     def describe(self) -> str:
         routers = f" with default router {' '.join(self.routers)}" if self.routers else ""
@@ -318,6 +406,7 @@ class Sysctls(Op):
     """Kernel settings of the zone's own namespaces ("name=value")."""
 
     kind: ClassVar[str] = "sysctl"
+    live: ClassVar[Live] = Live.REWRITE
     settings: tuple[str, ...]
 
     def describe(self) -> str:

@@ -7,6 +7,7 @@ needs more than one value; that is ``zone``'s part.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind of resource.  ``key`` names the properties that tell two of a kind apart; ``single`` kinds occur once."""
+    """A kind of resource.  ``key`` names the properties that tell two of a kind apart; ``single`` kinds occur once.
+    ``when`` is for those of its properties whose row names nothing else than the default.
+    """
 
     name: str
     help: str
@@ -84,6 +87,13 @@ class Resource:
     single: bool = False
     aliases: tuple[str, ...] = ()
     effect: bool = True
+    when: When = When.NEXT_BOOT
+
+    def __post_init__(self) -> None:
+        rows = tuple(
+            dataclasses.replace(row, when=self.when) if row.when is When.NEXT_BOOT else row for row in self.properties
+        )
+        object.__setattr__(self, "properties", rows)
 
     @property
     def field(self) -> str:
@@ -173,6 +183,7 @@ GLOBAL_PROPERTIES: Final = (
     ),
     Property(
         "best-effort", checks.boolean, "boot even when a limit cannot be applied", Form.BOOLEAN, False,
+        when=When.LIVE,
     ),
     Property(
         "file-mac-profile",
@@ -181,9 +192,11 @@ GLOBAL_PROPERTIES: Final = (
     ),
     Property(
         "autoshutdown", checks.one_of("shutdown", "halt"), "what happens when the host shuts down", effect=False,
+        when=When.LIVE,
     ),
     Property(
         "boot-priority", checks.one_of("high", "normal", "low"), "who boots first with the host", effect=False,
+        when=When.LIVE,
     ),
     Property("tenant", checks.word, "the tenant that the zone's virtual networks belong to", effect=False),
     Property(
@@ -191,13 +204,13 @@ GLOBAL_PROPERTIES: Final = (
     ),
     Property("host-compatible", checks.word, "which hosts the zone must be able to move to", effect=False),
     Property("zfs-io-priority", checks.number_from(1, 16384), "share of a busy disk", Form.NUMBER, effect=False),
-    Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER),
-    Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER),
-    Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER),
-    Property("max-shm-memory", checks.size_bytes, "most System V shared memory", Form.SIZE),
-    Property("max-shm-ids", checks.number_from(0), "most shared memory segments", Form.NUMBER),
-    Property("max-msg-ids", checks.number_from(0), "most message queues", Form.NUMBER),
-    Property("max-sem-ids", checks.number_from(0), "most semaphore sets", Form.NUMBER),
+    Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER, when=When.LIVE),
+    Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER, when=When.LIVE),
+    Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER, when=When.LIVE),
+    Property("max-shm-memory", checks.size_bytes, "most System V shared memory", Form.SIZE, when=When.LIVE),
+    Property("max-shm-ids", checks.number_from(0), "most shared memory segments", Form.NUMBER, when=When.LIVE),
+    Property("max-msg-ids", checks.number_from(0), "most message queues", Form.NUMBER, when=When.LIVE),
+    Property("max-sem-ids", checks.number_from(0), "most semaphore sets", Form.NUMBER, when=When.LIVE),
 )  # fmt: skip
 
 FS: Final = Resource(
@@ -212,6 +225,7 @@ FS: Final = Resource(
         Property("idmap", checks.one_of("root"), "root: the zone's root writes as the host's root"),
     ),
     key=("dir",),
+    when=When.LIVE,
 )  # fmt: skip
 
 NET: Final = Resource(
@@ -259,6 +273,7 @@ NET: Final = Resource(
     ),
     key=("anet", "physical", "address"),
     aliases=("anet",),
+    when=When.LIVE,
 )  # fmt: skip
 
 DEVICE: Final = Resource(
@@ -271,6 +286,7 @@ DEVICE: Final = Resource(
         ),
     ),
     key=("match",),
+    when=When.LIVE,
 )  # fmt: skip
 
 ATTR: Final = Resource(
@@ -283,6 +299,7 @@ ATTR: Final = Resource(
         Property("value", checks.attribute_value, "the note", required=True),
     ),
     key=("name",),
+    when=When.LIVE,
 )  # fmt: skip
 
 RCTL: Final = Resource(
@@ -314,7 +331,7 @@ ADMIN: Final = Resource(
             "auths", checks.list_of(checks.admin_right), "login, manage, clonefrom", Form.LIST, (), required=True,
         ),
     ),
-    key=("user",), effect=False,
+    key=("user",), effect=False, when=When.LIVE,
 )  # fmt: skip
 
 DEDICATED_CPU: Final = Resource(
@@ -333,6 +350,7 @@ CAPPED_CPU: Final = Resource(
     "capped-cpu", "the most CPU time the zone gets",
     (Property("ncpus", checks.cpus, "number of CPUs, such as 1.5", Form.DECIMAL, required=True),),
     single=True,
+    when=When.LIVE,
 )  # fmt: skip
 
 CAPPED_MEMORY: Final = Resource(
@@ -347,6 +365,7 @@ CAPPED_MEMORY: Final = Resource(
         ),
     ),
     single=True,
+    when=When.LIVE,
 )  # fmt: skip
 
 SECURITY_FLAGS: Final = Resource(
