@@ -5,53 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.program import Answer, Zonemgr
 from tests.unit.test_schema import FULL
 from tests.unit.test_schema import zones as zone_tables
 from zonemgr.cli import configtext
-from zonemgr.cli.main import program, run
-from zonemgr.cli.output import Session
 from zonemgr.errors import UsageError
 from zonemgr.model import schema
 from zonemgr.model.states import State
 from zonemgr.model.zone import CappedMemory, Zone
 from zonemgr.store import zones
 from zonemgr.store.paths import Layout
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Zonemgr = Callable[..., Answer]
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout.at(tmp_path)
-
-
-@pytest.fixture
-def zonemgr(layout: Layout, capsys: pytest.CaptureFixture[str]) -> Zonemgr:
-    """Run the program in this process, on an instance of its own."""
-
-    def call(*words: str) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            run(program, ["--root", str(layout.root), *words], Session())
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Answer(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 def text_of(layout: Layout, name: str = "web") -> str:

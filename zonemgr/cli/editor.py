@@ -14,6 +14,7 @@ from zonemgr.cli import configtext
 from zonemgr.cli.configtext import Line, assignments
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import (
+    FROZEN,
     Scope,
     check_brand,
     check_zone,
@@ -34,7 +35,6 @@ from zonemgr.store import config as store
 from zonemgr.store import zones
 from zonemgr.store.config import Draft
 
-FROZEN: Final = ("zonepath", "brand")
 NOT_CLEARABLE: Final = ("zonename", "zonepath", "brand")
 
 

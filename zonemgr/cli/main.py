@@ -40,6 +40,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "config": _verb(
             "config", "config", "Show or change a zone's configuration.", "zonemgr config web info"
         ),
+        "apply": _verb(
+            "apply", "apply", "Bring a set of zones to what a folder says.", "zonemgr apply -f zones.d --dry-run"
+        ),
         "delete": _verb("delete", "delete", "Forget a zone's configuration.", "zonemgr delete web -F"),
         "verify": _verb("verify", "verify", "Check that a zone could be made here.", "zonemgr verify web"),
         "install": _verb("install", "install", "Give a zone its root.", "zonemgr install web"),

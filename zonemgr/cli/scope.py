@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from zonemgr.cli.output import Session
 from zonemgr.errors import ConfigError, StateError, UsageError
@@ -14,6 +15,8 @@ from zonemgr.model.checks import Refused
 from zonemgr.model.schema import Form, Property, Resource
 from zonemgr.model.zone import Zone
 from zonemgr.store.paths import Layout
+
+FROZEN: Final = ("zonepath", "brand")  # from the moment that there is something on disk
 
 
 def require_write_access(layout: Layout, verb: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ class Draft:
             raise ConfigError("Zone name already in use")
         return cls(layout, zonename, text, None)
 
+    @classmethod
+    def instead(cls, layout: Layout, zonename: str, text: str) -> Draft:
+        """This text instead of what the zone's file says now, were that ever so broken."""
+        content = files.read_bytes(layout.config(zonename))
+        draft = cls(layout, zonename, "", None if content is None else _digest(content))
+        draft.text = text
+        return draft
+
     @property
     def changed(self) -> bool:
         """Whether there is something to save."""
@@ -86,10 +94,11 @@ class Draft:
         with edit_lock(self.layout):
             return self.save_locked()
 
-    def save_locked(self) -> Zone:
-        """``save`` for a caller who holds the ``edit_lock``."""
+    def save_locked(self, *, addresses_checked: bool = False) -> Zone:
+        """``save`` for a caller who holds the ``edit_lock``, and perhaps has checked the addresses of all zones."""
         zone = self.zone()
-        check_addresses(self.layout, zone)
+        if not addresses_checked:
+            check_addresses(self.layout, zone)
         path = self._real_path()
         self._refuse_lost_update(path)
         files.make_directory(path.parent)
@@ -294,12 +303,17 @@ def edit_lock(layout: Layout) -> FileLock:
 def delete(layout: Layout, zonename: str) -> None:
     """Remove the zone's file and its entry; what is below its zonepath is left alone."""
     with edit_lock(layout):
-        if not zones.exists(layout, zonename):
-            raise NoSuchZoneError(zonename)
-        layout.config(zonename).unlink(missing_ok=True)
-        zones.forget_entry(layout, zonename)
-        _forget_run_folder(layout, zonename)
-        _tell(layout, zonename, "deleted")
+        delete_locked(layout, zonename)
+
+
+def delete_locked(layout: Layout, zonename: str) -> None:
+    """``delete`` for a caller who holds the ``edit_lock``."""
+    if not zones.exists(layout, zonename):
+        raise NoSuchZoneError(zonename)
+    layout.config(zonename).unlink(missing_ok=True)
+    zones.forget_entry(layout, zonename)
+    _forget_run_folder(layout, zonename)
+    _tell(layout, zonename, "deleted")
 
 
 def _forget_run_folder(layout: Layout, zonename: str) -> None:
@@ -331,11 +345,32 @@ def others(layout: Layout, zonename: str) -> Iterator[Zone]:
 
 def check_addresses(layout: Layout, zone: Zone) -> None:
     """Refuse an address that another zone has, or that is the default bridge's.  Raises ConfigError."""
+    if addresses(zone):
+        _check_addresses(layout, zone, owners(others(layout, zone.zonename)))
+
+
+def check_address_set(layout: Layout, zones_of_set: Iterable[Zone], changed: Collection[str]) -> None:
+    """``check_addresses`` for those named, in the set of all zones as it is to be.  Raises ConfigError."""
+    everybody = list(zones_of_set)
+    taken = owners(everybody)
+    for zone in everybody:
+        if zone.zonename in changed:
+            _check_addresses(layout, zone, taken)
+
+
+def owners(some: Iterable[Zone]) -> dict[str, set[str]]:
+    """Which zones have which address."""
+    found: dict[str, set[str]] = {}
+    for zone in some:
+        for address in addresses(zone):
+            found.setdefault(address, set()).add(zone.zonename)
+    return found
+
+
+def _check_addresses(layout: Layout, zone: Zone, taken: Mapping[str, set[str]]) -> None:
     from zonemgr.store import settings
 
-    mine = {address.partition("/")[0] for link in zone.net for address in link.address}
-    if not mine:
-        return
+    mine = addresses(zone)
     wanted = settings.load(layout)
     for address in wanted.bridge_address:
         bare = address.partition("/")[0]
@@ -343,11 +378,9 @@ def check_addresses(layout: Layout, zone: Zone) -> None:
             raise ConfigError(
                 "net: {address} is the address of the bridge {bridge}", address=bare, bridge=wanted.bridge
             )
-    for other in others(layout, zone.zonename):
-        for address in sorted(addresses(other) & mine):
-            raise ConfigError(
-                "net: {address} is configured in zone '{other}' too", address=address, other=other.zonename
-            )
+    for address in sorted(mine):
+        for other in sorted(taken.get(address, set()) - {zone.zonename}):
+            raise ConfigError("net: {address} is configured in zone '{other}' too", address=address, other=other)
 
 
 def addresses(zone: Zone) -> set[str]:
