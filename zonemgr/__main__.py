@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zonemgr.cli.main import main
+from zonemgr.launcher.client import zonemgr
 
 if __name__ == "__main__":
-    main()
+    zonemgr()

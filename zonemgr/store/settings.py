@@ -32,6 +32,7 @@ class Settings:
     transition_s: int = 600
     shutdown_s: int = 60
     default_brand: str = "native"
+    launcher_idle_s: int = 600  # the launcher leaves when nobody has come for so long; 0: none is started
 
 
 CHECKS: Final[Mapping[str, Check]] = {
@@ -42,6 +43,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "transition-s": _SECONDS,
     "shutdown-s": _SECONDS,
     "default-brand": checks.brand_name,
+    "launcher-idle-s": checks.number_from(0, 7 * 86400),
 }
 
 

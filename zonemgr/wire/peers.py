@@ -11,7 +11,8 @@ import os
 import select
 import socket
 import struct
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +53,13 @@ class _Handle:
 
 def check(connection: socket.socket) -> Caller:
     """The caller behind a connection that was just accepted.  Raises CallerError for everyone but the host's root."""
+    with examined(connection) as (caller, _folder_fd):
+        return caller
+
+
+@contextmanager
+def examined(connection: socket.socket) -> Iterator[tuple[Caller, int]]:
+    """As ``check``, with a descriptor of the caller's folder in /proc, which stays that process's.  CallerError."""
     pid, uid, _ = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )
@@ -61,10 +69,14 @@ def check(connection: socket.socket) -> Caller:
         raise CallerError("insufficient privileges: a process of another pid namespace")
     try:
         with closing(_handle(connection, pid)) as handle:
-            _check_process(pid, handle)
+            folder_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _check_process(pid, handle, folder_fd)
+                yield Caller(pid, uid), folder_fd
+            finally:
+                os.close(folder_fd)
     except OSError as error:  # it ended meanwhile, or /proc hides it: either way nobody vouches for it
         raise CallerError("cannot tell who pid {pid} is: {why}", pid=pid, why=error.strerror) from error
-    return Caller(pid, uid)
 
 
 def _handle(connection: socket.socket, pid: int) -> _Handle:
@@ -85,21 +97,17 @@ def _opened(connection: socket.socket, pid: int) -> _Handle:
     return handle
 
 
-def _check_process(pid: int, handle: _Handle) -> None:
-    folder_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # From here on the folder stays with the process it was opened for; what matters is that this is ours.
-        if not handle.alive():
-            raise CallerError("pid {pid} has left", pid=pid)
-        for kind in ("user", "pid"):
-            if os.stat(f"ns/{kind}", dir_fd=folder_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
-                raise CallerError(
-                    "insufficient privileges: pid {pid}, other {kind} namespace", pid=pid, kind=kind
-                )
-        if not _effective(folder_fd) >> CAP_SYS_ADMIN & 1:
-            raise CallerError("insufficient privileges: pid {pid} lacks CAP_SYS_ADMIN", pid=pid)
-    finally:
-        os.close(folder_fd)
+def _check_process(pid: int, handle: _Handle, folder_fd: int) -> None:
+    # The folder stays with the process it was opened for; what matters is that this is ours.
+    if not handle.alive():
+        raise CallerError("pid {pid} has left", pid=pid)
+    for kind in ("user", "pid"):
+        if os.stat(f"ns/{kind}", dir_fd=folder_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
+            raise CallerError(
+                "insufficient privileges: pid {pid}, other {kind} namespace", pid=pid, kind=kind
+            )
+    if not _effective(folder_fd) >> CAP_SYS_ADMIN & 1:
+        raise CallerError("insufficient privileges: pid {pid} lacks CAP_SYS_ADMIN", pid=pid)
 
 
 def _effective(folder_fd: int) -> int:

@@ -24,6 +24,7 @@ from zonemgr.errors import PlatformError, StateError, ZoneError
 from zonemgr.store.files import make_directory
 from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
+from zonemgr.wire import launch
 from zonemgr.wire.client import Client, EmptyReply, connect
 from zonemgr.wire.varlink import Message
 
@@ -33,6 +34,18 @@ REAP_S: Final = 5.0  # for a program that has nothing left to do but to end
 BACKOFF_S: Final = 0.05  # between two starts that found a supervisor in its last moments
 LINE_MAX: Final = 64 * 1024
 TRANSITION_VARIABLE: Final = "ZONEMGR_IN_TRANSITION"
+
+# The signals that Python ignores, or a caller did (nohup): their disposition would be inherited.
+DEFAULTS: Final = (
+    signal.SIGPIPE,
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+)
+PASSED_ON: Final = ("LANG", "LANGUAGE")  # and what begins with one of these:
+PASSED_ON_PREFIXES: Final = ("LC_", "ZONEMGR_")
 
 Say = Callable[[str], None]
 
@@ -49,12 +62,12 @@ def program(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-c", _BOOTSTRAP.format(module), str(home), *arguments]  # a checkout
 
 
-def environment() -> dict[str, str]:
+def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What a supervisor inherits: nothing of the caller's but the language and our own switches."""
     kept = {
         name: value
-        for name, value in os.environ.items()
-        if name in ("LANG", "LANGUAGE") or name.startswith(("LC_", "ZONEMGR_"))
+        for name, value in given.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
     }
     kept.pop(TRANSITION_VARIABLE, None)
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **kept}
@@ -153,13 +166,76 @@ def _start(layout: Layout, zonename: str, say: Say) -> bool:
         # Not one of 0 to 2, which the child gets anew; and not close-on-exec, which dup2 onto itself would leave.
         ready_fd = fcntl.fcntl(write_fd, fcntl.F_DUPFD_CLOEXEC, 10)
         try:
-            pid = _spawn(layout, zonename, ready_fd)
+            starting = _handed_over(layout, zonename, ready_fd) or _Child(_spawn(layout, zonename, ready_fd))
         finally:
             os.close(ready_fd)
             os.close(write_fd)
-        return _await(read_fd, pid, say)
+        return _await(read_fd, starting, say)
     finally:
         os.close(read_fd)
+
+
+class _Child:
+    """A program of our own that starts the supervisor, and ends as soon as that is done."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def status(self) -> int:
+        """Wait for its end."""
+        return os.waitpid(self._pid, 0)[1]
+
+    def leave(self) -> None:
+        """It has nothing left to do."""
+        pid_fd = os.pidfd_open(self._pid)
+        try:
+            if select.select([pid_fd], [], [], REAP_S)[0]:
+                os.waitpid(self._pid, 0)
+        finally:
+            os.close(pid_fd)
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
+class _Work:
+    """A fork of the launcher that does the same."""
+
+    def __init__(self, work: launch.Work) -> None:
+        self._work = work
+
+    def status(self) -> int:
+        try:
+            status = self._work.wait(REAP_S)
+        except TimeoutError:
+            status = None
+        self._work.close()
+        return 1 if status is None else status
+
+    def leave(self) -> None:
+        self._work.close()
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self._work.pid_fd, signal.SIGKILL)
+        self._work.close()
+
+
+def _handed_over(layout: Layout, zonename: str, ready_fd: int) -> _Work | None:
+    """Let the launcher start it.  None when there is none."""
+    if os.environ.get(launch.SWITCH) == "no":
+        return None
+    variables = {os.fsencode(name): os.fsencode(value) for name, value in environment().items()}
+    who = launch.identity(os.path.dirname(os.path.abspath(zonemgr.__file__)))
+    work = launch.ask(str(layout.run), launch.SERVE, who, [zonename], variables, [ready_fd])
+    if work is None:
+        return None
+    try:
+        work.go()
+    except OSError:
+        work.close()
+        return None
+    return _Work(work)
 
 
 def _spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
@@ -180,43 +256,26 @@ def _spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
         file_actions=actions,
         setsid=True,
         setsigmask=(),
-        setsigdef=_defaults(),
+        setsigdef=DEFAULTS,
     )
 
 
-def _defaults() -> list[signal.Signals]:
-    """The signals that Python ignores, or a caller did (nohup): their disposition would be inherited."""
-    return [signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD]
-
-
-def _await(read_fd: int, pid: int, say: Say) -> bool:
+def _await(read_fd: int, starting: _Child | _Work, say: Say) -> bool:
     said = False
     try:
         for line in _lines(read_fd):
             if line.get("ready"):
-                _reap(pid)
+                starting.leave()
                 return True
             if "message" in line:
                 said = True
                 say(str(line["message"]))
     except TimeoutError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        starting.kill()
         raise PlatformError("the supervisor did not become ready within {s:.0f} s", s=START_S) from None
-    _, status = os.waitpid(pid, 0)
-    if said or status != 0:
+    if starting.status() != 0 or said:
         raise PlatformError("could not start the supervisor")
     return False
-
-
-def _reap(pid: int) -> None:
-    """The program that we started ends at once, and leaves the supervisor, which is its child."""
-    pid_fd = os.pidfd_open(pid)
-    try:
-        if select.select([pid_fd], [], [], REAP_S)[0]:
-            os.waitpid(pid, 0)
-    finally:
-        os.close(pid_fd)
 
 
 def _lines(read_fd: int) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The cgroup of an instance's supervisors: away from whoever started them, and from the zones.
+"""The cgroups of an instance's own processes: away from whoever started them, and from the zones.
 
-A supervisor is born into ``<cgroup2>/<base>/_supervisors`` (a name no zone can have), and the last one that
-leaves takes the folder with it.
+A supervisor is born into ``<cgroup2>/<base>/_supervisors`` (a name no zone can have), the launcher into ``_launcher``
+beside it; the last one that leaves takes the folder with it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from zonemgr.linux.cgroup.hierarchy import Hierarchy, detect, join_tasks, write_
 from zonemgr.linux.cgroup.zone import make_below_base
 
 FOLDER = "_supervisors"
+LAUNCHER = "_launcher"
 
 
-def open_folder(hierarchy: Hierarchy, base: str) -> int:
+def open_folder(hierarchy: Hierarchy, base: str, name: str = FOLDER) -> int:
     """A descriptor of the folder, which is made when it is missing."""
-    folder = hierarchy.unified() / base / FOLDER
+    folder = hierarchy.unified() / base / name
     while True:
         make_below_base(folder)
         try:
@@ -28,10 +29,10 @@ def open_folder(hierarchy: Hierarchy, base: str) -> int:
             continue  # the last supervisor of others left in between
 
 
-def clone_into(hierarchy: Hierarchy, base: str) -> tuple[int, int]:
+def clone_into(hierarchy: Hierarchy, base: str, name: str = FOLDER) -> tuple[int, int]:
     """Fork a child into the folder: its pid and pidfd, or (0, -1) in the child.  OSError."""
     while True:
-        folder_fd = open_folder(hierarchy, base)
+        folder_fd = open_folder(hierarchy, base, name)
         try:
             return process.clone3(0, cgroup_fd=folder_fd)
         except OSError as error:
@@ -63,8 +64,8 @@ def leave(base: str, hierarchy: Hierarchy) -> None:
         write_file(root / "cgroup.procs", "0")
     except OSError:
         return  # some hosts allow nobody there: the folder stays for the next supervisor
-    for folder in (root / base / FOLDER, root / base):
+    for folder in (root / base / LAUNCHER, root / base / FOLDER, root / base):
         try:
             folder.rmdir()
         except OSError:
-            return
+            continue  # it has others in it, or is gone

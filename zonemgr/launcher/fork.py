@@ -1,0 +1,239 @@
+"""What becomes of a fork of the launcher: a run of the command line, or the supervisor of a zone.
+
+The caller is checked as at a zone's door, and must be a process that a child of ours can pass for (``likeness``).
+Nothing of one piece of work reaches another: each is a fork of the process that has only loaded the program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import importlib
+import io
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from zonemgr.errors import Exit
+from zonemgr.launcher import likeness
+from zonemgr.launcher.client import PROGRAMS
+from zonemgr.launcher.likeness import Likeness, Manners, Unlike
+from zonemgr.linux import process
+from zonemgr.linux.cgroup.hierarchy import Hierarchy
+from zonemgr.store.paths import Layout
+from zonemgr.wire import launch, peers, start
+
+REQUEST_S = 10.0  # for the whole of a request to arrive
+_UTF_8 = ("utf-8", "utf8")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What every fork knows of the launcher."""
+
+    layout: Layout
+    identity: str
+    likeness: Likeness
+    manners: Manners
+    hierarchy: Hierarchy
+
+
+def become(connection: socket.socket, home: Home) -> NoReturn:
+    """Be what the caller at the connection asks for.  Leaves without a word when the caller had better do it."""
+    status = int(Exit.INTERNAL)
+    try:
+        process.close_fds([0, 1, 2, connection.fileno()])
+        work = _accepted(connection, home)
+        if work is not None:
+            status = work()
+            connection.sendall(launch.status_message(status), socket.MSG_NOSIGNAL)
+    except (peers.CallerError, Unlike, OSError, ValueError):
+        pass  # not wanted, or gone
+    finally:
+        os._exit(status)
+
+
+def _accepted(connection: socket.socket, home: Home) -> Callable[[], int] | None:
+    """What to do; None when the caller has lost its patience."""
+    with peers.examined(connection) as (caller, folder_fd):
+        theirs, manners = likeness.of(folder_fd)
+        if theirs != home.likeness:
+            raise Unlike("other credentials or namespaces")
+    connection.settimeout(REQUEST_S)
+    payload, fds = _receive(connection)
+    kind, who, words, environment = launch.decode(payload)
+    if who != home.identity:
+        raise Unlike("another installation")
+    if len(fds) != (4 if kind == launch.RUN else 1):
+        raise ValueError("not a request")
+    if kind == launch.SERVE:
+        likeness.take_login(manners, home.manners)
+        return _serve(connection, home, words[0], environment, fds[0]) if _agreed(connection) else None
+    if not _speaks_utf_8(environment):
+        raise Unlike("another encoding")
+    likeness.take_over(caller.pid, manners, home.manners, home.hierarchy)
+    return _run(connection, manners, words, environment, fds) if _agreed(connection) else None
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    data, ancillary, flags, _address = connection.recvmsg(
+        1 << 16, socket.CMSG_SPACE(launch.FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+    )
+    if flags & socket.MSG_CTRUNC or len(data) < 4:
+        raise ValueError("not a request")
+    length = int.from_bytes(data[:4], "big")
+    if length > launch.REQUEST_MAX:
+        raise ValueError("too long a request")
+    parts = [data[4:]]
+    missing = length - len(parts[0])
+    while missing > 0:
+        more = connection.recv(min(missing, 1 << 20))
+        if not more:
+            raise ValueError("half a request")
+        parts.append(more)
+        missing -= len(more)
+    return b"".join(parts), launch.received(ancillary)
+
+
+def _agreed(connection: socket.socket) -> bool:
+    """Give the caller a handle on us, and wait for the word to begin."""
+    pid_fd = os.pidfd_open(os.getpid())
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pid_fd.to_bytes(4, sys.byteorder))]
+    connection.sendmsg([b"H"], rights, socket.MSG_NOSIGNAL)
+    os.close(pid_fd)
+    begin = connection.recv(1) == b"G"
+    connection.settimeout(None)
+    return begin
+
+
+def _speaks_utf_8(environment: Mapping[bytes, bytes]) -> bool:
+    """The encoding of file names and streams is chosen at an interpreter's start; ours was UTF-8."""
+    names = (b"LC_ALL", b"LC_CTYPE", b"LANG")
+    chosen = next((value for name in names if (value := environment.get(name))), b"C").decode(errors="replace")
+    _, dot, encoding = chosen.partition(".")
+    plain = chosen in ("C", "POSIX")
+    return plain or (bool(dot) and encoding.partition("@")[0].lower() in _UTF_8)
+
+
+# -- a supervisor -----------------------------------------------------------------------------------------------
+
+
+def _serve(
+    connection: socket.socket,
+    home: Home,
+    zonename: str,
+    environment: Mapping[bytes, bytes],
+    ready_fd: int,
+) -> Callable[[], int]:
+    def work() -> int:
+        from zonemgr.supervisor import program
+
+        os.setsid()
+        given = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
+        _set_environment({os.fsencode(k): os.fsencode(v) for k, v in start.environment(given).items()})
+        return program.serve(home.layout, zonename, ready_fd)
+
+    return work
+
+
+# -- a run of the command line ----------------------------------------------------------------------------------
+
+
+def _run(
+    connection: socket.socket,
+    manners: Manners,
+    words: list[str],
+    environment: Mapping[bytes, bytes],
+    fds: list[int],
+) -> Callable[[], int]:
+    def work() -> int:
+        *stdio, folder_fd = fds
+        for number, fd in enumerate(stdio):
+            os.dup2(fd, number)
+        os.fchdir(folder_fd)
+        for fd in fds:
+            os.close(fd)
+        os.setpgid(0, 0)
+        likeness.take_signals(manners)
+        _hang_up_with(connection)
+        _set_environment(environment)
+        time.tzset()
+        _open_streams(environment)
+        process.set_name(words[0])
+        process.set_title(" ".join(words))
+        return _main(words)
+
+    return work
+
+
+def _hang_up_with(connection: socket.socket) -> None:
+    """Let the kernel send us a hang-up when the caller dies."""
+    fd = connection.fileno()
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGHUP)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    try:
+        gone = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return
+    if gone:  # before we had asked to be told
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def _set_environment(environment: Mapping[bytes, bytes]) -> None:
+    for name in os.environb.keys() - environment.keys():
+        del os.environb[name]
+    for name, value in environment.items():
+        if os.environb.get(name) != value:
+            os.environb[name] = value
+
+
+def _open_streams(environment: Mapping[bytes, bytes]) -> None:
+    """Standard streams as the interpreter makes them at its start, which was before these descriptors came."""
+    names = (b"LC_ALL", b"LC_CTYPE", b"LANG")
+    chosen = next((value for name in names if (value := environment.get(name))), b"C")
+    errors = "surrogateescape" if chosen in (b"C", b"POSIX", b"C.UTF-8", b"C.utf8") else "strict"
+    sys.stdin = _stream(0, "r", errors)
+    sys.stdout = _stream(1, "w", errors)
+    sys.stderr = _stream(2, "w", "backslashreplace")
+
+
+def _stream(fd: int, mode: str, errors: str) -> io.TextIOWrapper:
+    line_buffering = fd == 2 or os.isatty(fd)
+    buffer = open(fd, mode + "b", closefd=False)  # noqa: SIM115 - for the life of the process
+    return io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, line_buffering=line_buffering)
+
+
+def _main(words: list[str]) -> int:
+    """Run the program; its exit status."""
+    sys.argv = list(words)
+    module, function = PROGRAMS[words[0]]
+    code: object = 0
+    try:
+        getattr(importlib.import_module(module), function)()
+    except SystemExit as leaving:
+        code = leaving.code
+    except BaseException:  # noqa: BLE001 - as the interpreter does with what nobody caught
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    return _ended(code)
+
+
+def _ended(code: object) -> int:
+    atexit._run_exitfuncs()
+    status = code if isinstance(code, int) else 0 if code is None else 1
+    try:
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:
+        status = status or 120  # as the interpreter has it
+    return status & 0xFF

@@ -1,0 +1,296 @@
+"""The launcher's own life: load everything once, then accept and fork until nobody comes any more.
+
+It holds no state: killed at any moment, what its forks do goes on, their callers have handles on them, and the next
+command starts without help, and another launcher.  It runs nothing of a caller's in its own process, and reads nothing
+that a caller sends: its forks do.  No threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import zonemgr
+from zonemgr.errors import Exit, ZoneError
+from zonemgr.launcher import fork, likeness
+from zonemgr.launcher.start import LOCK
+from zonemgr.linux import process
+from zonemgr.linux.cgroup import detect, supervisors
+from zonemgr.store import settings
+from zonemgr.store.files import make_directory
+from zonemgr.store.locks import FileLock
+from zonemgr.store.paths import Layout
+from zonemgr.wire import launch, start
+
+FORKS_MAX: Final = 512  # at once; callers beyond them do without
+_CREDENTIALS: Final = 12
+_SYSTEMD_FD: Final = 3
+# Loaded by hand or on demand: test support, the programs themselves, and what only draws on a terminal.
+_LEFT_OUT: Final = ("__main__", "conformance", "conformance_suite", "conformance_bench")
+# What functions of ours import when they are called, beyond our own modules.
+_BESIDES: Final = (
+    "argparse",
+    "difflib",
+    "hashlib",
+    "ipaddress",
+    "shutil",
+    "stat",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "tomllib",
+    "traceback",
+)
+_OF_OTHERS: Final = ("click", "cgroupspy", "prctl", "tomlkit")  # a new version of these is a new program too
+
+
+def main(arguments: list[str]) -> int:
+    """Be the launcher of an instance; the exit status."""
+    if len(arguments) != 2 or arguments[0] != "--root":
+        print("usage: python -m zonemgr.launcher --root DIR", file=sys.stderr)
+        return int(Exit.USAGE)
+    layout = Layout.at(arguments[1])
+    try:
+        return _main(layout)
+    except ZoneError as error:
+        print(f"zonemgr-launcher: {error.text}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+def _main(layout: Layout) -> int:
+    os.chdir("/")
+    os.umask(0o022)
+    given = _given_listener()
+    make_directory(layout.run)
+    lock = FileLock(layout.run / LOCK)
+    if not lock.acquire(blocking=False):
+        return int(Exit.OK)  # there is one
+    idle_s = settings.load(layout).launcher_idle_s
+    if given is None:
+        _leave_the_caller(layout, lock)
+    else:
+        _turn_away(given)  # who started us by knocking need not wait until we are warm
+    return Launcher(layout, lock, given).serve(idle_s)
+
+
+def _given_listener() -> socket.socket | None:
+    """The socket that systemd listens at for us (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    os.set_inheritable(_SYSTEMD_FD, False)
+    listener = socket.socket(fileno=_SYSTEMD_FD)
+    listener.setblocking(False)
+    return listener
+
+
+def _turn_away(listener: socket.socket) -> None:
+    """Whoever waits gets an end of file, and does without us."""
+    while True:
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return
+
+
+def _leave_the_caller(layout: Layout, lock: FileLock) -> None:
+    """Go on in a session and a cgroup of our own; the process that was started ends.
+
+    After ``exec`` of a newer version we are in both already.
+    """
+    base = "zonemgr" + layout.suffix
+    place = f"/{base}/{supervisors.LAUNCHER}"
+    if likeness.unified_path(Path("/proc/self/cgroup").read_text()) == place:
+        return
+    pid, _pid_fd = supervisors.clone_into(detect(), base, supervisors.LAUNCHER)
+    if pid:
+        os._exit(int(Exit.OK))
+    os.setsid()
+    supervisors.leave_v1()
+
+
+class Launcher:
+    """See the module.  ``serve`` is its life."""
+
+    def __init__(self, layout: Layout, lock: FileLock, given: socket.socket | None) -> None:
+        self.layout = layout
+        self.lock = lock
+        self.given = given
+        self.forks: dict[int, socket.socket] = {}  # pid -> a copy of the connection, for its death to be told
+        process.reset_signals()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        process.stdio_to_null()
+        # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
+        process.set_title("zonemgr-launcher")
+        process.set_name("zone-launcher")
+        _load()
+        self.stamps = dict(_stamps())
+        mine, manners = likeness.own()
+        package = os.path.dirname(os.path.abspath(zonemgr.__file__))
+        self.home = fork.Home(layout, launch.identity(package), mine, manners, detect())
+        self.listener = given or self._listen()
+        self.wake_fd = self._hear_of_children()
+        os.pwrite(lock.fileno(), b"%d\n" % os.getpid(), 0)
+
+    def _listen(self) -> socket.socket:
+        """The socket appears when we are warm, and not before: nobody waits for us."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        folder_fd = os.open(self.layout.run, os.O_PATH | os.O_CLOEXEC)
+        self._withdraw()
+        mask = os.umask(0o177)
+        listener.bind(f"/proc/self/fd/{folder_fd}/{launch.NAME}")
+        os.umask(mask)
+        os.close(folder_fd)
+        listener.listen(128)
+        listener.setblocking(False)
+        return listener
+
+    def _withdraw(self) -> None:
+        if self.given is None:
+            (self.layout.run / launch.NAME).unlink(missing_ok=True)
+
+    def _hear_of_children(self) -> int:
+        wake_fd, signal_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(signal_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda _number, _frame: None)
+        return wake_fd
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def serve(self, idle_s: int) -> int:
+        """Accept and fork, until nobody has come for so long, or we are told to go."""
+        gc.collect()
+        gc.freeze()
+        poll = select.poll()
+        poll.register(self.listener, select.POLLIN)
+        poll.register(self.wake_fd, select.POLLIN)
+        while True:
+            ready = dict(poll.poll(idle_s * 1000 if idle_s and not self.forks else None))
+            if not ready and not self.forks:
+                break
+            if self.wake_fd in ready:
+                if signal.SIGTERM in os.read(self.wake_fd, 4096):
+                    break
+                self._reap()
+            if self.listener.fileno() in ready:
+                self._accept()
+        self._withdraw()
+        if self.given is None:
+            supervisors.leave("zonemgr" + self.layout.suffix, self.home.hierarchy)
+        return int(Exit.OK)
+
+    def _accept(self) -> None:
+        try:
+            connection, _address = self.listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
+                return
+            raise
+        if self._is_stale():
+            connection.close()
+            self._renew()
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
+        pid, uid = (int.from_bytes(peer[at : at + 4], sys.byteorder) for at in (0, 4))
+        if uid != 0 or not pid or len(self.forks) >= FORKS_MAX:
+            connection.close()
+            return
+        try:
+            self._fork(connection, pid)
+        except (OSError, ValueError):  # no memory, no process, or a caller that has gone
+            connection.close()
+
+    def _fork(self, connection: socket.socket, peer_pid: int) -> None:
+        """Into the caller's cgroup: what a run uses is the caller's."""
+        place = likeness.unified_path(Path(f"/proc/{peer_pid}/cgroup").read_text())
+        folder = self.home.hierarchy.unified() / place.lstrip("/")
+        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pid, pid_fd = process.clone3(0, cgroup_fd=folder_fd)
+        finally:
+            os.close(folder_fd)
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            fork.become(connection, self.home)
+        os.close(pid_fd)
+        self.forks[pid] = connection
+
+    def _reap(self) -> None:
+        """Whoever ended by a signal could not say so itself."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            connection = self.forks.pop(pid, None)
+            if connection is None:
+                continue  # of before an exec
+            if os.WIFSIGNALED(wait_status):
+                try:
+                    connection.send(
+                        launch.status_message(launch.SIGNALLED + os.WTERMSIG(wait_status)),
+                        socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT,
+                    )
+                except OSError:
+                    pass  # the caller has gone too
+            connection.close()
+
+    # -- a new version ------------------------------------------------------------------------------------------
+
+    def _is_stale(self) -> bool:
+        """The program on disk is another one than we have loaded."""
+        return any(_stamp(path) != stamp for path, stamp in self.stamps.items())
+
+    def _renew(self) -> None:
+        """Become what is installed now.  Meanwhile there is no launcher."""
+        self._withdraw()
+        if self.given is not None:
+            os._exit(int(Exit.OK))  # systemd starts us again
+        words = start.program("zonemgr.launcher", "--root", str(self.layout.root))
+        os.execv(words[0], words)
+
+
+def _load() -> None:
+    """Every module of ours, and what they import late."""
+    for name in _BESIDES:
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(zonemgr.__path__, "zonemgr.", onerror=lambda _name: None):
+        if module.name.rpartition(".")[2] not in _LEFT_OUT and not module.name.startswith("zonemgr.brands"):
+            importlib.import_module(module.name)
+
+
+def _stamps() -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """Our own loaded files, and the heads of the packages that we need; whichever changes, we are out of date."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "zonemgr" or name in _OF_OTHERS:
+            path = _file_of(module)
+            if path and (stamp := _stamp(path)):
+                yield path, stamp
+    if stamp := _stamp(sys.executable):
+        yield sys.executable, stamp
+
+
+def _file_of(module: ModuleType) -> str | None:
+    return getattr(module, "__file__", None)
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,0 +1,153 @@
+"""How work is handed to the launcher: the protocol, and the asking side of it.
+
+A connection carries one piece of work: the words and the environment of a run of the command line, or of the start of
+a supervisor.  The launcher's fork answers with a handle on itself (a pidfd) before it begins, and begins only when it
+is told to: whoever loses patience before that has lost nothing, and the work is done once or not at all.  In the end
+comes the exit status; end of file without one means that nobody knows.
+
+The thin client is made of this module, so it imports what no program starts without, and ``_socket`` in place of
+``socket``, whose enumerations cost more than everything else here.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import sys
+
+NAME = "launcher"  # the socket, in the instance's run folder
+SWITCH = "ZONEMGR_LAUNCHER"  # environment: "no" does without, "must" refuses to
+RUN, SERVE = b"run", b"serve"
+PATIENCE_S = 0.25  # for an answer; a start without help takes about as long
+REQUEST_MAX = 8 << 20  # the kernel's own limit for words and environment together is 6 MiB
+FDS_MAX = 8
+SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
+_MAGIC = b"zonemgr-launcher-1"
+_LENGTH = 4
+
+
+class Work:
+    """Something that the launcher does for us.  ``go`` begins it, ``wait`` waits for its end."""
+
+    def __init__(self, connection: _socket.socket, pid_fd: int) -> None:
+        self.connection = connection
+        self.pid_fd = pid_fd
+
+    def go(self) -> None:
+        """Let it begin.  OSError when it has gone, and has not begun."""
+        self.connection.settimeout(None)
+        self.connection.send(b"G", _socket.MSG_NOSIGNAL)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Its status; None when it cannot be known.  TimeoutError."""
+        self.connection.settimeout(timeout_s)
+        try:
+            data = self.connection.recv(_LENGTH)
+        except ConnectionResetError:
+            data = b""
+        return int.from_bytes(data, "big") if len(data) == _LENGTH else None
+
+    def close(self) -> None:
+        """Let go of it.  A run of the command line hears that as a hang-up."""
+        self.connection.close()
+        os.close(self.pid_fd)
+
+
+def identity(package: str) -> str:
+    """Which program we are: only a launcher of the same one may do our work."""
+    return f"{package}:{sys.hexversion:x}"
+
+
+def run_folder(root: str) -> str:
+    """The run folder of the instance below a root (``store.paths`` has the same, and loads more)."""
+    return os.path.join(root, "run/zonemgr")
+
+
+def ask(
+    folder: str, kind: bytes, who: str, words: list[str], environment: dict[bytes, bytes], fds: list[int]
+) -> Work | None:
+    """Hand work to the launcher of the run folder.  None when there is none that would do it: nothing has happened."""
+    connection = _connected(folder)
+    if connection is None:
+        return None
+    try:
+        connection.settimeout(PATIENCE_S)
+        pid_fd = _hand_over(connection, _encoded(kind, who, words, environment), fds)
+    except OSError:
+        pid_fd = -1
+    except BaseException:
+        connection.close()
+        raise
+    if pid_fd < 0:
+        connection.close()
+        return None
+    return Work(connection, pid_fd)
+
+
+def _connected(folder: str) -> _socket.socket | None:
+    path = f"{folder}/{NAME}"
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    folder_fd = -1
+    try:
+        if len(os.fsencode(path)) > 107:
+            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{folder_fd}/{NAME}"
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        return None
+    finally:
+        if folder_fd >= 0:
+            os.close(folder_fd)
+    return connection
+
+
+def _encoded(kind: bytes, who: str, words: list[str], environment: dict[bytes, bytes]) -> bytes:
+    """NUL between fields, which none of them can contain; in front the length."""
+    head = [_MAGIC, kind, os.fsencode(who), b"%d" % len(words)]
+    pairs = [name + b"=" + value for name, value in environment.items()]
+    payload = b"\0".join([*head, *map(os.fsencode, words), *pairs])
+    return len(payload).to_bytes(_LENGTH, "big") + payload
+
+
+def _hand_over(connection: _socket.socket, data: bytes, fds: list[int]) -> int:
+    """Send the request, and receive the handle; -1 when we are not wanted."""
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    sent = connection.sendmsg(
+        [data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
+    )
+    if sent < len(data):
+        connection.sendall(data[sent:], _socket.MSG_NOSIGNAL)
+    answer, ancillary, _flags, _address = connection.recvmsg(
+        1, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC
+    )
+    handles = received(ancillary)
+    if answer == b"H" and len(handles) == 1:
+        return handles[0]
+    for fd in handles:
+        os.close(fd)
+    return -1
+
+
+def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in what recvmsg has returned."""
+    fds = []
+    for level, kind, data in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds += [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data) - 3, 4)]
+    return fds
+
+
+def decode(payload: bytes) -> tuple[bytes, str, list[str], dict[bytes, bytes]]:
+    """Kind, identity, words and environment of a request (without its length).  Raises ValueError."""
+    magic, kind, who, count, *rest = payload.split(b"\0")
+    if magic != _MAGIC or kind not in (RUN, SERVE):
+        raise ValueError("not a request")
+    words, pairs = rest[: int(count)], rest[int(count) :]
+    environment = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+    return kind, os.fsdecode(who), list(map(os.fsdecode, words)), environment
+
+
+def status_message(status: int) -> bytes:
+    """How a status is told."""
+    return status.to_bytes(_LENGTH, "big")
