@@ -18,8 +18,12 @@ from typing import Any, Final
 
 import zonemgr
 from tests.kit import leaks
+from tests.kit.waiting import until
 from zonemgr.errors import ZoneError
+from zonemgr.launcher.start import LOCK as LAUNCHER_LOCK
+from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import ROOT_VARIABLE, Layout
+from zonemgr.wire import launch
 
 TIMEOUT_S: Final = 120.0
 CHECKOUT: Final = Path(zonemgr.__file__).resolve().parent.parent
@@ -37,13 +41,15 @@ class Instance:
         self.layout = Layout.at(root)
         self.command = tuple(command) or (sys.executable, "-m", "zonemgr")
         self.suffix = self.layout.suffix
+        self.switch = "no"  # what is tested is a command on its own, unless ``warm`` was called
         self.bridge = "zbr0" + self.suffix
 
     @property
     def env(self) -> dict[str, str]:
         """The caller's environment with this instance in it."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-        return {**kept, ROOT_VARIABLE: str(self.root), "PYTHONPATH": str(CHECKOUT), "LC_ALL": "C.UTF-8"}
+        ours = {ROOT_VARIABLE: str(self.root), launch.SWITCH: self.switch}
+        return {**kept, **ours, "PYTHONPATH": str(CHECKOUT), "LC_ALL": "C.UTF-8"}
 
     def run(
         self,
@@ -83,6 +89,32 @@ class Instance:
     def json(self, *args: str, timeout: float = TIMEOUT_S) -> Any:
         """What ``zonemgr --json ARGS`` answers."""
         return json.loads(self.run("--json", *args, timeout=timeout).stdout)
+
+    # -- the launcher -------------------------------------------------------------------------------------------
+
+    def warm(self) -> int:
+        """Start the instance's launcher: from here on its forks run the commands, or they fail.  Returns its pid."""
+        words = [sys.executable, "-m", "zonemgr.launcher", "--root", str(self.root)]
+        subprocess.run(words, env=self.env, check=True, timeout=TIMEOUT_S)  # goes on in the background
+        until((self.layout.run / launch.NAME).exists, "the launcher's start")
+        self.switch = "must"
+        return self.launcher_pid()
+
+    def launcher_pid(self) -> int:
+        """Of the launcher that lives; 0 when there is none."""
+        lock = FileLock(self.layout.run / LAUNCHER_LOCK)
+        if not lock.path.exists() or lock.acquire(blocking=False):
+            lock.release()
+            return 0
+        return int(lock.path.read_text() or 0)
+
+    def cool(self) -> None:
+        """End the launcher."""
+        pid = self.launcher_pid()
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not self.launcher_pid(), "the launcher's end")
+        self.switch = "no"
 
     # -- zones --------------------------------------------------------------------------------------------------
 
@@ -128,6 +160,7 @@ class Instance:
                     problems += [f"{name} in state {state}: {line}" for line in _failure(done)]
         except (Failed, OSError, subprocess.TimeoutExpired) as error:
             problems.append(str(error))
+        self.cool()
         problems += self._delete_bridge()
         return problems
 

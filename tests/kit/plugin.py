@@ -14,6 +14,7 @@ import pytest
 from tests.kit import leaks, probes
 from tests.kit.instance import Instance
 from zonemgr.store.paths import Layout
+from zonemgr.wire import launch
 
 CHECKED_FOLDERS: Final = frozenset(("root", "userns", "e2e", "brands"))
 PLACE: Final = Path("/var/tmp")
@@ -23,6 +24,8 @@ NewInstance = Callable[[], Instance]
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(leaks.MARK_VARIABLE, f"{os.getpid()}-{secrets.token_hex(4)}")
+    # No test finds itself helped, or a process left behind, by a launcher that an earlier command has started.
+    os.environ.setdefault(launch.SWITCH, "no")
     unknown = probes.unknown_musts()
     if unknown:
         raise pytest.UsageError(f"{probes.MUST_VARIABLE} names no probe: {' '.join(unknown)}")

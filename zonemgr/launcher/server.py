@@ -133,6 +133,7 @@ class Launcher:
         # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
         process.set_title("zonemgr-launcher")
         process.set_name("zone-launcher")
+        os.pwrite(lock.fileno(), b"%d\n" % os.getpid(), 0)  # for people and tests
         _load()
         self.stamps = dict(_stamps())
         mine, manners = likeness.own()
@@ -140,7 +141,6 @@ class Launcher:
         self.home = fork.Home(layout, launch.identity(package), mine, manners, detect())
         self.listener = given or self._listen()
         self.wake_fd = self._hear_of_children()
-        os.pwrite(lock.fileno(), b"%d\n" % os.getpid(), 0)
 
     def _listen(self) -> socket.socket:
         """The socket appears when we are warm, and not before: nobody waits for us."""

@@ -1,0 +1,334 @@
+"""The launcher: what its forks do is what the command does by itself, for root alone, and nobody needs it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.instance import CHECKOUT, Instance
+from tests.kit.plugin import NewInstance
+from tests.kit.waiting import until
+from zonemgr.wire import launch
+
+pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
+
+NOBODY_HELPS = "zonemgr: no launcher does this\n"
+
+
+@pytest.fixture
+def warm(instance: Instance) -> Instance:
+    """An instance with a launcher, which has to do everything."""
+    instance.configured()
+    instance.warm()
+    return instance
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def fork_of(launcher: int) -> int:
+    """The only child of the launcher, once it is a run of the command line."""
+
+    def found() -> int:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        children = [pid for pid in pids if parent_of(pid) == launcher]
+        ready = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "zonemgr\n"]
+        return ready[0] if ready else 0
+
+    return until(found, "the launcher's fork")
+
+
+def field(pid: int, name: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(name + ":"))
+
+
+def is_gone(pid: int) -> bool:
+    """It has ended, whether or not somebody has collected it."""
+    try:
+        return field(pid, "State").startswith("Z")
+    except OSError:
+        return True
+
+
+# -- as if it were our child ------------------------------------------------------------------------------------
+
+
+def test_a_fork_says_and_ends_what_the_command_itself_does(warm: Instance) -> None:
+    answers = []
+    for switch in ("must", "no"):
+        warm.switch = switch
+        for words in (["list", "-cp"], ["boot", "nosuch"], ["nosuch"], ["--help"], ["--json", "list", "-c"]):
+            done = warm.run(*words, check=False)
+            answers.append((words, done.returncode, done.stdout, done.stderr))
+    half = len(answers) // 2
+    assert answers[:half] == answers[half:]
+
+
+def test_a_fork_has_the_callers_place_limits_and_manners(warm: Instance, tmp_path: Path) -> None:
+    launcher = warm.launcher_pid()
+
+    def prepare() -> None:
+        os.umask(0o027)
+        os.nice(3)
+        os.setgroups([0, 7, 99])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        Path("/proc/self/oom_score_adj").write_text("321")
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+    with subprocess.Popen(
+        [*warm.command, "events", "-f"],
+        env={**warm.env, "SECRET_OF_THE_CALLER": "x"},
+        preexec_fn=prepare,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as client:
+        pid = fork_of(launcher)
+        for name in ("Umask", "Groups", "SigBlk", "Cpus_allowed", "CapBnd", "Uid", "NoNewPrivs"):
+            assert field(pid, name) == field(client.pid, name), name
+        assert int(field(pid, "SigIgn"), 16) >> (signal.SIGQUIT - 1) & 1
+        for name in ("limits", "cgroup", "oom_score_adj", "loginuid"):
+            assert Path(f"/proc/{pid}/{name}").read_text() == Path(f"/proc/{client.pid}/{name}").read_text(), name
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, client.pid)
+        assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)
+        for number in (0, 1, 2):
+            assert os.readlink(f"/proc/{pid}/fd/{number}") == os.readlink(f"/proc/{client.pid}/fd/{number}")
+        assert b"SECRET" not in Path(f"/proc/{launcher}/environ").read_bytes()
+        client.send_signal(signal.SIGINT)
+        assert client.wait(30) == 130
+    until(lambda: is_gone(pid), "its end")
+
+
+def test_signals_stops_and_death_of_the_client_reach_its_fork(warm: Instance) -> None:
+    launcher = warm.launcher_pid()
+    client = warm.popen("events", "-f")
+    pid = fork_of(launcher)
+    client.send_signal(signal.SIGTSTP)
+    until(lambda: field(pid, "State").startswith("T") and field(client.pid, "State").startswith("T"), "both stop")
+    client.send_signal(signal.SIGCONT)
+    until(lambda: not field(pid, "State").startswith("T"), "it goes on")
+    client.send_signal(signal.SIGTERM)
+    client.communicate(timeout=30)
+    assert client.returncode == -signal.SIGTERM
+
+    client = warm.popen("events", "-f")
+    pid = fork_of(launcher)
+    client.kill()
+    client.communicate(timeout=30)
+    until(lambda: is_gone(pid), "the hang-up")
+
+    client = warm.popen("events", "-f")
+    os.kill(fork_of(launcher), signal.SIGKILL)
+    client.communicate(timeout=30)
+    assert client.returncode == -signal.SIGKILL
+
+
+def test_boot_login_and_halt_go_through_it_and_its_secrets_do_not(warm: Instance) -> None:
+    """The supervisor knows nothing of the environment of whoever had it started, and sits in no caller's cgroup."""
+    warm.run("install", "web")
+    warm.run("boot", "web", env={"SECRET_OF_THE_CALLER": "not-for-supervisors"})
+    assert warm.login("web", "sh", "-c", "exit 9", check=9) == ""
+    assert warm.login("web", "pwd") == "/root\n"
+    assert warm.run("login", "web", "--", "cat", input="typed").stdout == "typed"
+    base = next(Path("/sys/fs/cgroup").rglob(f"zonemgr{warm.suffix}/_supervisors")).parent
+    supervisors = [int(pid) for pid in (base / "_supervisors/cgroup.procs").read_text().split()]
+    assert len(supervisors) == 1
+    assert b"not-for-supervisors" not in memory_of(supervisors[0])
+    # It outlives the launcher, and the next command finds it without one.
+    os.kill(warm.launcher_pid(), signal.SIGKILL)
+    until(lambda: not warm.launcher_pid(), "the launcher's death")
+    warm.switch = "no"
+    assert warm.state() == "running"
+    warm.run("halt", "web")
+
+
+def memory_of(pid: int) -> bytes:
+    """Everything that the process could write."""
+    found = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights, *_ = line.split()
+            if rights.startswith("rw"):
+                start, end = (int(number, 16) for number in span.split("-"))
+                memory.seek(start)
+                found.append(memory.read(end - start))
+    return b"".join(found)
+
+
+def test_a_terminal_works_through_it(warm: Instance) -> None:
+    warm.run("install", "web")
+    warm.run("boot", "web")
+    master, slave = pty.openpty()
+    with os.fdopen(master, "r+b", buffering=0) as screen:
+        client = warm.popen("login", "web", stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        seen = b""
+
+        def shows(text: bytes) -> None:
+            nonlocal seen
+            while text not in seen:
+                seen += screen.read(4096)
+
+        shows(b"Connected to zone")
+        screen.write(b"stty size; tty; echo $((6 * 7))a\r")
+        shows(b"42a")
+        assert b"/dev/pts/" in seen
+        screen.write(b"exit 5\r")
+        shows(b"closed]")
+        assert client.wait(30) == 5
+
+
+# -- who may ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        ["setpriv", "--no-new-privs"],
+        ["setpriv", "--bounding-set=-sys_boot"],
+        ["unshare", "--mount"],
+        ["unshare", "--net"],
+        ["unshare", "--uts"],
+        ["setpriv", "--regid=7", "--keep-groups"],
+    ],
+    ids=" ".join,
+)
+def test_a_caller_that_a_fork_cannot_pass_for_works_by_itself(warm: Instance, wrapper: list[str]) -> None:
+    def ask(switch: str) -> subprocess.CompletedProcess[str]:
+        warm.switch = switch
+        words = [*wrapper, *warm.command, "list", "-cp"]
+        return subprocess.run(words, env=warm.env, capture_output=True, text=True, timeout=60)
+
+    refused = ask("must")
+    assert (refused.returncode, refused.stderr) == (3, NOBODY_HELPS)
+    by_itself = ask("")
+    assert by_itself.returncode == 0 and "web" in by_itself.stdout, by_itself.stderr
+
+
+def test_nobody_but_root_is_served(warm: Instance) -> None:
+    path = warm.layout.run / launch.NAME
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o666)  # the check is what refuses
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(30); "
+        "print(s.recv(10))"
+    )
+    words = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", script, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "b''\n", done.stderr
+    assert warm.run("list").returncode == 0
+
+
+def test_nonsense_and_silence_harm_nobody(warm: Instance) -> None:
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    for connection in silent:
+        connection.connect(str(warm.layout.run / launch.NAME))
+    for nonsense in (b"\xff" * 64, b"\0\0\0\x05hello", b"\0\0\0\0", b"G"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(warm.layout.run / launch.NAME))
+            connection.sendall(nonsense)
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(30)
+            assert connection.recv(10) == b""
+    assert warm.run("list").returncode == 0
+    for connection in silent:
+        connection.close()
+
+
+# -- with and without -------------------------------------------------------------------------------------------
+
+
+def test_the_first_command_starts_one_and_ten_at_once_start_no_more(instance: Instance) -> None:
+    instance.configured()
+    instance.switch = ""
+    runs = [instance.popen("list", "-cp") for _ in range(10)]
+    for run in runs:
+        output, error = run.communicate(timeout=120)
+        assert (run.returncode, error) == (0, "") and "web" in output
+    until((instance.layout.run / launch.NAME).exists, "the launcher's start", deadline_s=60)
+    instance.switch = "must"
+    assert "web" in instance.run("list", "-cp").stdout
+    listed = next(Path("/sys/fs/cgroup").rglob(f"zonemgr{instance.suffix}/_launcher/cgroup.procs"))
+    assert len(listed.read_text().split()) == 1
+
+
+def test_a_killed_launcher_takes_nothing_with_it(warm: Instance) -> None:
+    client = warm.popen("events", "-f")
+    pid = fork_of(warm.launcher_pid())
+    os.kill(warm.launcher_pid(), signal.SIGKILL)
+    until(lambda: not warm.launcher_pid(), "its death")
+    # Its socket is still there, and nobody listens: stale.
+    assert (warm.layout.run / launch.NAME).exists()
+    warm.switch = ""
+    assert "web" in warm.run("list", "-cp").stdout
+    assert not is_gone(pid)
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=30)
+    assert client.returncode == 130
+    until(lambda: is_gone(pid), "its end")
+    until(lambda: warm.launcher_pid() and warm.run("list", check=False).returncode == 0, "another one", deadline_s=60)
+
+
+def test_it_leaves_when_nobody_comes(instance: Instance) -> None:
+    instance.configured()
+    instance.layout.settings.write_text("launcher-idle-s = 1\n")
+    instance.warm()
+    until(lambda: not instance.launcher_pid(), "its leaving")
+    assert not (instance.layout.run / launch.NAME).exists()
+    instance.switch = ""
+    instance.layout.settings.write_text("launcher-idle-s = 0\n")
+    instance.run("list")
+    assert instance.launcher_pid() == 0
+
+
+@pytest.fixture
+def other_version(tmp_path: Path) -> Iterator[Path]:
+    """A second copy of the program."""
+    for room in ("zonemgr", "brands"):
+        shutil.copytree(CHECKOUT / room, tmp_path / room)
+    yield tmp_path
+
+
+def test_another_installation_works_by_itself_and_a_new_version_is_taken_up(
+    warm: Instance, other_version: Path, new_instance: NewInstance
+) -> None:
+    env = {"PYTHONPATH": str(other_version)}
+    warm.command = (sys.executable, "-P", "-m", "zonemgr")  # not the one of the working folder
+    assert warm.run("list", check=3, env=env).stderr == NOBODY_HELPS
+
+    second = new_instance()
+    second.configured()
+    second.command = warm.command
+    words = [sys.executable, "-P", "-m", "zonemgr.launcher", "--root", str(second.root)]
+    subprocess.run(words, env={**second.env, **env}, check=True, timeout=60)
+    until((second.layout.run / launch.NAME).exists, "the launcher's start")
+    second.switch = "must"
+    assert second.run("--version", env=env).stdout != "zonemgr 99\n"
+    head = other_version / "zonemgr/__init__.py"
+    head.write_text(head.read_text() + '\n__version__ = "99"\n')
+    pid = second.launcher_pid()
+    until(lambda: second.run("--version", env=env, check=False).stdout == "zonemgr 99\n", "the new version")
+    assert second.launcher_pid() == pid
+    second.switch = "no"  # the rest is this checkout's, which that launcher would not serve
+
+
+def test_the_launcher_of_another_root_is_not_asked(warm: Instance, new_instance: NewInstance) -> None:
+    other = new_instance()
+    done = warm.run("list", "--root", str(other.root), "-cp", check=3)
+    assert done.stderr == NOBODY_HELPS
