@@ -1,12 +1,20 @@
 """The error family, and the one function through which every operator message is made.
 
-A message is a constant format with named arguments, so that it can be translated and compared.
-Nothing below ``cli`` and ``supervisor`` prints or logs: it raises one of these.
+A message is a constant format with named arguments, so that it can be translated and compared.  Which language it is
+made in is the process's affair: ``speak`` is called once by a command, and for each request by a supervisor, which
+does one thing at a time.  Nothing below ``cli`` and ``supervisor`` prints or logs: it raises one of these.
 """
 
 from __future__ import annotations
 
 import enum
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_translated: Callable[[str], str] | None = (
+    None  # the one global: every message is made in the caller's language
+)
 
 
 class Exit(enum.IntEnum):
@@ -20,7 +28,41 @@ class Exit(enum.IntEnum):
 
 def message(form: str, /, **arguments: object) -> str:
     """Make one operator message from a constant format and named arguments (str.format syntax)."""
+    if _translated is not None:
+        form = _translated(form)
     return form.format(**arguments) if arguments else form
+
+
+def marked(form: str) -> str:
+    """Marks a format that stands in a table, for the catalogues; ``message`` translates it when it is used."""
+    return form
+
+
+def speak(locale: str | None) -> None:
+    """Make messages in the language of this locale (``de_DE.UTF-8``) from now on.  English costs nothing."""
+    global _translated
+    _translated = None
+    if locale and not locale.startswith(("C.", "en", "POSIX")) and locale != "C":
+        from zonemgr import language
+
+        _translated = language.translation(locale)
+
+
+@contextmanager
+def speaking(locale: str | None) -> Iterator[None]:
+    """``speak`` for a while."""
+    global _translated
+    before = _translated
+    speak(locale)
+    try:
+        yield
+    finally:
+        _translated = before
+
+
+def locale_of_environment() -> str | None:
+    """The caller's locale, by what decides for gettext too."""
+    return next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), None)
 
 
 class ZoneError(Exception):

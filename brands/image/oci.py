@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol
 
-from zonemgr.brandkit import NotCompleted
+from zonemgr.brandkit import NotCompleted, message
 from zonemgr.brandkit.rootdir import RootDir
 
 from . import archive
@@ -273,7 +273,14 @@ def _image(files: Files, descriptor: Json) -> Image:
 def unpack(files: Files, image: Image, unpacker: Unpacker, say: Callable[[str], None]) -> None:
     """Apply the layers to an empty root.  Raises NotCompleted, OSError."""
     for number, (layer, diff_id) in enumerate(zip(image.layers, image.diff_ids, strict=True), 1):
-        say(f"layer {number} of {len(image.layers)}: {layer.get('size', 0) / 1e6:.1f} MB")
+        say(
+            message(
+                "layer {number} of {all}: {megabytes:.1f} MB",
+                number=number,
+                all=len(image.layers),
+                megabytes=layer.get("size", 0) / 1000000.0,
+            )
+        )
         unpacker.begin_layer()
         with blob(files, layer, f"layer {number}") as file, archive.plain(file) as reader:
             content = _Verified(reader, diff_id, f"layer {number}, unpacked,")

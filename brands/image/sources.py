@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Final
 
-from zonemgr.brandkit import InitProgram, NotCompleted, UsageError
+from zonemgr.brandkit import InitProgram, NotCompleted, UsageError, message
 from zonemgr.brandkit.rootdir import RootDir
 
 from . import archive, oci, program
@@ -39,7 +39,7 @@ def fill(root: RootDir, source: str, scratch: str, *, tag: str, wanted: str, say
                 registry=REGISTRY,
             )
     if unpacker.devices:
-        say(f"{unpacker.devices} device nodes left out: a zone has its own /dev")
+        say(message("{count} device nodes left out: a zone has its own /dev", count=unpacker.devices))
     for folder, mode in (
         ("/dev", 0o755),
         ("/proc", 0o555),
@@ -49,7 +49,13 @@ def fill(root: RootDir, source: str, scratch: str, *, tag: str, wanted: str, say
     ):
         root.folder(folder, mode)
     program.write(root, _program(root, config, wanted), source)
-    say(f"{unpacker.objects} files, {unpacker.written / 1e6:.1f} MB")
+    say(
+        message(
+            "{files} files, {megabytes:.1f} MB",
+            files=unpacker.objects,
+            megabytes=unpacker.written / 1000000.0,
+        )
+    )
 
 
 def _program(root: RootDir, config: oci.Json | None, wanted: str) -> InitProgram:
@@ -72,7 +78,7 @@ def _from_folder(path: str, unpacker: Unpacker, tag: str, say: Say) -> oci.Json 
             return _image(files, unpacker, tag, say)
         finally:
             files.close()
-    say(f"copying {path}")
+    say(message("copying {path}", path=path))
     archive.unpack_folder(path, unpacker)
     return None
 
@@ -85,7 +91,7 @@ def _from_file(path: str, scratch: str, unpacker: Unpacker, tag: str, say: Say) 
         elif _packed_image(file):
             with _unpacked(file, scratch) as plain:
                 return _from_image_archive(plain, scratch, unpacker, tag, say)
-        say(f"unpacking {path}")
+        say(message("unpacking {path}", path=path))
         with archive.plain(file) as reader:
             archive.unpack_tar(reader, unpacker)
     return None
@@ -119,7 +125,7 @@ def _from_image_archive(file: IO[bytes], scratch: str, unpacker: Unpacker, tag: 
 
 def _image(files: oci.Files, unpacker: Unpacker, tag: str, say: Say) -> oci.Json:
     image = oci.find(files, tag)
-    say(f"image {image.digest}")
+    say(message("image {digest}", digest=image.digest))
     oci.unpack(files, image, unpacker, say)
     return image.config
 
@@ -133,7 +139,7 @@ def _from_registry(source: str, scratch: str, unpacker: Unpacker, tag: str, say:
         raise UsageError("an image of a registry is named in the reference, not with -t")
     folder = f"{scratch}/{DOWNLOAD}"
     shutil.rmtree(folder, ignore_errors=True)
-    say(f"fetching {source}")
+    say(message("fetching {source}", source=source))
     try:
         done = subprocess.run(["skopeo", "copy", "--quiet", "--", source, f"oci:{folder}:zone"])
         if done.returncode:

@@ -7,7 +7,7 @@ The loader, the hook runner and the care of a zonepath beside this file belong t
 from __future__ import annotations
 
 from zonemgr.brandkit.base import BRAND_API, Brand, NotCompleted, ZoneInfo
-from zonemgr.errors import BrandError, UsageError
+from zonemgr.errors import BrandError, UsageError, message
 from zonemgr.model.brandspec import (
     STANDARD_DEVICES,
     STANDARD_LINKS,
@@ -34,4 +34,5 @@ __all__ = [
     "RestartPolicy",
     "UsageError",
     "ZoneInfo",
+    "message",
 ]

@@ -27,7 +27,7 @@ from zonemgr.brandkit import tree
 from zonemgr.brandkit.compression import Reader
 from zonemgr.brandkit.owners import Owners
 from zonemgr.brandkit.tree import Move, Step, Tick
-from zonemgr.errors import PlatformError
+from zonemgr.errors import PlatformError, message
 from zonemgr.linux import paths
 from zonemgr.model.states import IDS_PER_ZONE
 
@@ -43,7 +43,15 @@ _ATTRIBUTE: Final = "SCHILY.xattr."
 _SPARSE_NAME: Final = "GNUSparseFile.0/hole"
 _CHUNK_BYTES: Final = 1 << 20
 # What reading something that is no archive of ours may raise.
-_NONSENSE: Final = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError, zlib.error)
+_NONSENSE: Final = (
+    tarfile.TarError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    zlib.error,
+)
 _TYPES: Final[Mapping[bytes, int]] = {
     tarfile.DIRTYPE: stat.S_IFDIR,
     tarfile.REGTYPE: stat.S_IFREG,
@@ -87,7 +95,9 @@ class Manifest:
             raise PlatformError("this is no archive of a zone")
         if version != VERSION:
             raise PlatformError(
-                "the archive is of version {version}, this zonemgr reads {known}", version=version, known=VERSION
+                "the archive is of version {version}, this zonemgr reads {known}",
+                version=version,
+                known=VERSION,
             )
         return found
 
@@ -95,7 +105,9 @@ class Manifest:
 def _is_sound(manifest: Manifest) -> bool:
     numbers = (manifest.size_bytes, manifest.created)
     texts = (value for value in asdict(manifest).values() if value not in numbers)
-    return all(type(number) is int and number >= 0 for number in numbers) and all(type(text) is str for text in texts)
+    return all(type(number) is int and number >= 0 for number in numbers) and all(
+        type(text) is str for text in texts
+    )
 
 
 Ranges = list[tuple[int, int]]
@@ -131,7 +143,9 @@ def _sparse_map(info: tarfile.TarInfo) -> Ranges:
 # -- writing ----------------------------------------------------------------------------------------------------
 
 
-def write(out: BinaryIO, manifest: Manifest, root_fd: int, owners: Owners, tick: Tick = lambda _: None) -> None:
+def write(
+    out: BinaryIO, manifest: Manifest, root_fd: int, owners: Owners, tick: Tick = lambda _: None
+) -> None:
     """Write a zone to a stream.  The zone must not run.  Raises OSError, PlatformError."""
     writer = _Writer(out, owners)
     writer.text(MANIFEST, manifest.text())
@@ -441,7 +455,9 @@ class _Extractor:
     def __init__(self, zonepath_fd: int, trust: bool) -> None:
         self.top_fd = os.open(".", _FOLDER, dir_fd=zonepath_fd)
         self.trust = trust
-        self.folders: list[tarfile.TarInfo] = []  # their owners, modes and times come last, or nothing could be made
+        self.folders: list[
+            tarfile.TarInfo
+        ] = []  # their owners, modes and times come last, or nothing could be made
         self.left_out: list[str] = []
         self.count_left_out = 0
         self._parent: tuple[str, int] | None = None
@@ -484,7 +500,9 @@ class _Extractor:
         for owner in (info.uid, info.gid):
             if not 0 <= owner < limit:
                 raise PlatformError(
-                    "the archive holds '{name}' of owner {owner}, which no zone has", name=info.name, owner=owner
+                    "the archive holds '{name}' of owner {owner}, which no zone has",
+                    name=info.name,
+                    owner=owner,
                 )
         return info.uid, info.gid
 
@@ -573,10 +591,10 @@ class _Extractor:
             finally:
                 os.close(fd)
         for name in self.left_out:
-            say(f"left out: {name} (a device node; --trust keeps it)")
+            say(message("left out: {name} (a device node; --trust keeps it)", name=name))
         more = self.count_left_out - len(self.left_out)
         if more:
-            say(f"left out: {more} more")
+            say(message("left out: {more} more", more=more))
 
 
 def _times(info: tarfile.TarInfo) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from zonemgr.brandkit import storage, zonepath
 from zonemgr.brandkit.owners import AS_THEY_ARE
 from zonemgr.brandkit.tree import Tick
 from zonemgr.brandkit.zonepath import Say
-from zonemgr.errors import PlatformError, StateError
+from zonemgr.errors import PlatformError, StateError, message
 from zonemgr.model.states import State
 from zonemgr.store import config, events, files, idranges, journal, zones
 from zonemgr.store.observe import observe
@@ -68,7 +68,7 @@ def _renamed(source: str, target: str) -> bool:
 
 
 def _copy(source: str, target: str, say: Say, tick: Tick) -> None:
-    say(f"Moving across file systems; copying zonepath {source}...")
+    say(message("Moving across file systems; copying zonepath {source}...", source=source))
     with storage.folder(source) as source_fd, storage.folder(target) as target_fd:
         for name in zonepath.STANDARD_ENTRIES:
             if os.path.isdir(f"{source}/{name}") and not os.path.islink(f"{source}/{name}"):
@@ -160,7 +160,7 @@ def _recover_move(layout: Layout, record: dict[str, Any], say: Say) -> None:
     if entry.zonepath == target:
         zones.update_entry(layout, name, zonepath=target)
         if os.path.lexists(source):
-            say(f"Cleaning up zonepath {source}...")
+            say(message("Cleaning up zonepath {source}...", source=source))
             zonepath.cleanup(source, say)
     elif os.path.lexists(f"{target}/root") and not os.path.lexists(source):
         os.rename(target, source)
@@ -199,7 +199,11 @@ def _recover_rename(layout: Layout, record: dict[str, Any]) -> None:
     name, new_name = record["zonename"], record["new_name"]
     state = State.of(record["state"])
     if layout.config(name).is_file():
-        if record["from"] != record["to"] and not os.path.lexists(record["from"]) and os.path.lexists(record["to"]):
+        if (
+            record["from"] != record["to"]
+            and not os.path.lexists(record["from"])
+            and os.path.lexists(record["to"])
+        ):
             os.rename(record["to"], record["from"])
         idranges.rename(layout, new_name, name)
         layout.config(new_name).unlink(missing_ok=True)

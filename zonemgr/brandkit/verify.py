@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from zonemgr.brandkit import hooks
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import Say
-from zonemgr.errors import BrandError, ConfigError, NoSuchZoneError
+from zonemgr.errors import BrandError, ConfigError, NoSuchZoneError, message
 from zonemgr.model import privileges
 from zonemgr.model.zone import Zone
 from zonemgr.store import zones
@@ -49,10 +49,16 @@ def verify_configuration(brand: Brand, zone: ZoneInfo, *, deadline_s: float, say
 def check_declared(brand: Brand, zone: Zone, say: Say | None) -> None:
     """What the brand's declarations allow.  Raises BrandError, ConfigError."""
     if zone.ip_type not in brand.ip_types:
-        raise BrandError("brand '{brand}' does not support ip-type {type}", brand=brand.name, type=zone.ip_type)
+        raise BrandError(
+            "brand '{brand}' does not support ip-type {type}", brand=brand.name, type=zone.ip_type
+        )
     found = allowed(brand, zone, zone.limitpriv)
     if say and found.ignored:
-        say(f"WARNING: without effect on this system: limitpriv {', '.join(found.ignored)}")
+        say(
+            message(
+                "WARNING: without effect on this system: limitpriv {names}", names=", ".join(found.ignored)
+            )
+        )
 
 
 def allowed(brand: Brand, zone: Zone, limitpriv: str) -> privileges.Privileges:

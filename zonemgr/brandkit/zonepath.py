@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from zonemgr.errors import PlatformError
+from zonemgr.errors import PlatformError, message
 from zonemgr.linux import paths
 
 Say = Callable[[str], None]
@@ -38,7 +38,7 @@ def refuse_mounts(path: str, say: Say) -> None:
     found = mounts_below(path)
     if not found:
         return
-    say(f"These file systems are mounted on subdirectories of {path}.")
+    say(message("These file systems are mounted on subdirectories of {path}.", path=path))
     for point in found:
         say(f"  {point}")
     raise PlatformError("{path} is in use: unmount what is mounted there", path=path)
@@ -66,7 +66,7 @@ def cleanup(zonepath: str, say: Say) -> None:
     finally:
         os.close(folder_fd)
     if kept:
-        say(f"WARNING: Unable to completely remove {zonepath}")
+        say(message("WARNING: Unable to completely remove {zonepath}", zonepath=zonepath))
         say("because it contains additional user data.  Only the standard directory")
         say("entries have been removed.")
     else:
@@ -129,7 +129,9 @@ def _empty_and_remove(folder_fd: int, name: str, top_fd: int, depth: int) -> boo
 def _entries(folder_fd: int) -> Iterator[tuple[str, bool]]:
     """(name, is a folder) of everything in the folder, taken down before anything in it changes."""
     names = []
-    os.lseek(folder_fd, 0, os.SEEK_SET)  # btrfs shows what was there when the position was last set, and no more
+    os.lseek(
+        folder_fd, 0, os.SEEK_SET
+    )  # btrfs shows what was there when the position was last set, and no more
     with os.scandir(folder_fd) as entries:
         for entry in entries:
             names.append((entry.name, entry.is_dir(follow_symlinks=False)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zonemgr.cli.output import Session
-from zonemgr.errors import ConfigError
+from zonemgr.errors import ConfigError, message
 from zonemgr.model.zone import Zone
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
@@ -38,12 +38,18 @@ def configure(
         if not trust:
             default = brand.privileges(draft.zone().ip_type).default
             for what in admission.disarm(draft, default, ours.bridge):
-                session.message(f"not taken over: {what} (it grants something of this host; --trust keeps it)", name)
+                session.message(
+                    message(
+                        "not taken over: {what} (it grants something of this host; --trust keeps it)",
+                        what=what,
+                    ),
+                    name,
+                )
         why = _unusable_address(layout, draft.zone(), ours)
         if why:
             config.renew_addresses(draft)
             new = ", ".join(address for link in draft.zone().net for address in link.address)
-            session.message(f"{why}; it gets {new or 'no address'}", name)
+            session.message(message("{why}; it gets {address}", why=why, address=new or "no address"), name)
         return draft.save_locked()
 
 

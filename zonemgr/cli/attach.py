@@ -28,7 +28,7 @@ from zonemgr.cli.install import (
     verify_for,
 )
 from zonemgr.cli.output import Session
-from zonemgr.errors import BrandError, ConfigError, Exit, PlatformError, UsageError
+from zonemgr.errors import BrandError, ConfigError, Exit, PlatformError, UsageError, message
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
 
@@ -93,7 +93,9 @@ def _detach(session: Session, name: str, arguments: Sequence[str]) -> int:
 @click.argument("arguments", metavar="[BRAND OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @click.option("-F", "--force", is_flag=True, help="Whatever lies there, without the brand's check.")
 @click.option("-n", "--dry-run", "manifest", metavar="FILE|-", help="Only check a manifest (of detach -n).")
-@click.option("--from", "origin", metavar="ZONEPATH", help="Configure NAME from what detach has left in ZONEPATH.")
+@click.option(
+    "--from", "origin", metavar="ZONEPATH", help="Configure NAME from what detach has left in ZONEPATH."
+)
 @click.option("--trust", is_flag=True, help="With --from: keep settings that grant something of this host's.")
 @click.pass_obj
 def attach(
@@ -171,7 +173,10 @@ def _postattach(
             if manifest is not None:  # its owners have been moved already
                 detached.write(info.zonepath, dataclasses.replace(manifest, shifted_by=0))
             forget(session.layout, info.zonename)
-        session.message(f"postattach of brand '{brand.name}' failed: the zone is configured", info.zonename)
+        session.message(
+            message("postattach of brand '{brand}' failed: the zone is configured", brand=brand.name),
+            info.zonename,
+        )
     return code
 
 
@@ -195,7 +200,9 @@ def _found(zone: Zone, force: bool) -> Manifest | None:
             raise
         return None
     if manifest is None and not force:
-        raise PlatformError("{path} is not a detached zone (use -F to attach it as it is)", path=zone.zonepath)
+        raise PlatformError(
+            "{path} is not a detached zone (use -F to attach it as it is)", path=zone.zonepath
+        )
     owner = manifest.shifted_by if manifest is not None else 0
     if status.st_uid not in (0, owner):
         raise PlatformError("{path} is not owned by root.", path=root)
@@ -231,7 +238,9 @@ def _check_manifest(session: Session, name: str, filename: str) -> int:
     with stream:
         content = stream.read(detached.LIMIT_BYTES + 1)
     if len(content) > detached.LIMIT_BYTES:
-        raise ConfigError("{filename} is larger than {limit} bytes", filename=filename, limit=detached.LIMIT_BYTES)
+        raise ConfigError(
+            "{filename} is larger than {limit} bytes", filename=filename, limit=detached.LIMIT_BYTES
+        )
     manifest = detached.Manifest.parse(content, filename)
     table, lines = toml.parse(manifest.configuration.encode(), filename)
     zone = Zone.from_table(

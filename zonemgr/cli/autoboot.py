@@ -17,7 +17,7 @@ import click
 from zonemgr.cli.install import administration, call_hook, check, require_root, say_of
 from zonemgr.cli.lifecycle import Request, perform
 from zonemgr.cli.output import Session, columns
-from zonemgr.errors import Exit, PlatformError, UsageError, ZoneError
+from zonemgr.errors import Exit, PlatformError, UsageError, ZoneError, message
 from zonemgr.model.states import State
 from zonemgr.store.paths import Layout
 
@@ -67,7 +67,11 @@ class Result:
 @click.command()
 @click.option("--stop", is_flag=True, help="Shut all zones down, and halt those that do not end in time.")
 @click.option(
-    "-t", "--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="With --stop: for all of it (default 90)."
+    "-t",
+    "--timeout",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="With --stop: for all of it (default 90).",
 )
 @click.option("--status", is_flag=True, help="Show what the last autoboot did.")
 @click.pass_obj
@@ -90,8 +94,16 @@ def autoboot(session: Session, stop: bool, timeout: int | None, status: bool) ->
     if failed:
         verb = "halt" if stop else "start"
         for name in failed if stop else ():
-            session.message(f"Zone '{name}' failed to halt.")
-        session.message(f"{len(failed)} of {len(results)} zones failed to {verb}: {' '.join(failed)}")
+            session.message(message("Zone '{name}' failed to halt.", name=name))
+        session.message(
+            message(
+                "{count} of {all} zones failed to {verb}: {names}",
+                count=len(failed),
+                all=len(results),
+                verb=verb,
+                names=" ".join(failed),
+            )
+        )
     return Exit.ERROR if failed else Exit.OK
 
 
@@ -219,4 +231,3 @@ def _show(session: Session, table: dict[str, Any]) -> int:
         for line in columns([["ZONE", "ACTION", "RESULT", "SAID"], *rows]):
             session.data(line)
     return Exit.OK if all(item["ok"] for item in results) else Exit.ERROR
-

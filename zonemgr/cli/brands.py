@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zonemgr.cli.output import Session, columns
-from zonemgr.errors import Exit
+from zonemgr.errors import Exit, message
 
 if TYPE_CHECKING:
     from zonemgr.brandkit.loader import Found
@@ -30,7 +30,7 @@ def brands(session: Session) -> int:
             session.data(line)
     for brand in found:
         if brand.error:
-            session.message(f"brand '{brand.name}': {brand.error}")
+            session.message(message("brand '{brand}': {why}", brand=brand.name, why=brand.error))
     return Exit.ERROR if any(brand.state == loader.BROKEN for brand in found) else Exit.OK
 
 

@@ -27,7 +27,7 @@ from zonemgr.cli.install import (
     verify_for,
 )
 from zonemgr.cli.output import Session
-from zonemgr.errors import BrandError, Exit, PlatformError, StateError
+from zonemgr.errors import BrandError, Exit, PlatformError, StateError, message
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
 from zonemgr.store.paths import Layout
@@ -43,7 +43,9 @@ POSTCLONE_FAILED: Final = "post-clone configuration failed."
 @click.argument("source", metavar="SOURCE")
 @click.argument("name", metavar="NAME")
 @click.argument("arguments", metavar="[BRAND OPTIONS]", nargs=-1, type=click.UNPROCESSED)
-@click.option("-m", "--method", metavar="METHOD", help="btrfs, reflink or copy (default: the cheapest possible).")
+@click.option(
+    "-m", "--method", metavar="METHOD", help="btrfs, reflink or copy (default: the cheapest possible)."
+)
 @click.pass_obj
 def clone(session: Session, source: str, name: str, arguments: tuple[str, ...], method: str | None) -> int:
     """Make zone NAME a copy of SOURCE, which is installed and does not run.
@@ -140,7 +142,9 @@ class _Clone:
             )  # fmt: skip
         verify_for(self.session, self.zone, "clone")
         for text in in_both(self.source, self.zone):
-            self.session.message(f"WARNING: {text} is configured in both zones.", self.zone.zonename)
+            self.session.message(
+                message("WARNING: {text} is configured in both zones.", text=text), self.zone.zonename
+            )
         entry = zones.set_state(self.layout, self.zone.zonename, State.INCOMPLETE)
         base = idranges.allocate(self.layout, self.zone.zonename, entry.uuid)
         zones.update_entry(
@@ -178,7 +182,9 @@ class _Clone:
                 self.session.message("interrupted: nothing of the clone is left", self.zone.zonename)
             if isinstance(error, OSError):
                 raise PlatformError(
-                    "cannot copy {path}: {why}", path=error.filename or self.source.zonepath, why=error.strerror
+                    "cannot copy {path}: {why}",
+                    path=error.filename or self.source.zonepath,
+                    why=error.strerror,
                 ) from error
             raise
 
@@ -194,7 +200,9 @@ class _Clone:
         if choice.method is Method.BTRFS:
             self._about_snapshot("presnap")
         with progress(self.session, f"cloning {self.source.zonename}", choice.size.size_bytes) as tick:
-            storage.clone_root(source, target, choice.method, owners_of(self.layout, self.source.zonename), tick)
+            storage.clone_root(
+                source, target, choice.method, owners_of(self.layout, self.source.zonename), tick
+            )
         if choice.method is Method.BTRFS:
             self._about_snapshot("postsnap")
         # A boot is no administration: it takes no lock that would have kept it out.

@@ -14,10 +14,9 @@ from typing import Final
 
 import click
 
-from zonemgr.cli.lifecycle import language
 from zonemgr.cli.output import Session
 from zonemgr.cli.terminal import Escape, Keys, Relay, escape_character, raw, write_all
-from zonemgr.errors import ZoneError
+from zonemgr.errors import ZoneError, locale_of_environment
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
@@ -42,7 +41,7 @@ def connect(session: Session, zonename: str, leave_on_halt: bool) -> socket.sock
     """The console's byte stream.  Raises ZoneError when somebody else has it."""
     from zonemgr.wire.start import connected
 
-    greeting = f"IDENT {os.getpid()} {(language() or 'C').split()[0]} {int(leave_on_halt)}\n"
+    greeting = f"IDENT {os.getpid()} {(locale_of_environment() or 'C').split()[0]} {int(leave_on_halt)}\n"
     for _ in range(ATTEMPTS):
         connection = connected(
             session.layout, zonename, "console", lambda text: session.message(text, zonename)

@@ -11,7 +11,7 @@ import click
 from zonemgr.cli.configtext import assignments
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import check_brand, check_zone, global_row, property_value, require_write_access
-from zonemgr.errors import ConfigError, UsageError, ZoneError
+from zonemgr.errors import ConfigError, UsageError, ZoneError, message
 from zonemgr.model.grid import name_check
 from zonemgr.model.zone import Zone
 from zonemgr.store import config as store
@@ -66,7 +66,7 @@ def create(
     addresses = ", ".join(address for link in zone.net for address in link.address)
     session.note(f"configured at {addresses}" if addresses else "configured", zonename)
     for name in zone.without_effect():
-        session.note(f"WARNING: {name} has no effect yet", zonename)
+        session.note(message("WARNING: {name} has no effect yet", name=name), zonename)
 
 
 def _create(
@@ -117,7 +117,9 @@ def _apply_foreign(session: Session, zonename: str, source: str) -> Zone | None:
         try:
             editor.command(words)
         except ZoneError as error:
-            made.report(number, f"{' '.join(words)}: {error.text}, left out")
+            made.report(
+                number, message("{command}: {why}, left out", command=" ".join(words), why=error.text)
+            )
     for report in made.reports:
         session.message(report, zonename)
     try:

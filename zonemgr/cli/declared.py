@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import FROZEN, check_zone, require_write_access
-from zonemgr.errors import ConfigError, Exit, PlatformError, StateError, ZoneError
+from zonemgr.errors import ConfigError, Exit, PlatformError, StateError, ZoneError, message
 from zonemgr.model import schema
 from zonemgr.model.grid import name_check
 from zonemgr.model.states import State
@@ -316,7 +316,9 @@ def _carry_out(session: Session, items: Sequence[Item]) -> dict[str, str | None]
             outcomes[item.zonename] = _one(session, item)
     except KeyboardInterrupt:
         done = sum(error is None for error in outcomes.values())
-        session.message(f"interrupted: {done} of {len(items)} zones are as declared")
+        session.message(
+            message("interrupted: {done} of {all} zones are as declared", done=done, all=len(items))
+        )
         raise
     return outcomes
 

@@ -6,7 +6,7 @@ import click
 
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import require_write_access
-from zonemgr.errors import NoSuchZoneError, StateError
+from zonemgr.errors import NoSuchZoneError, StateError, message
 from zonemgr.model.grid import name_check
 from zonemgr.model.states import State
 from zonemgr.store import config as store
@@ -42,9 +42,11 @@ def delete_zone(session: Session, zonename: str, *, force: bool) -> None:
             zonename=zonename,
         )
     entry = zones.read_entry(layout, zonename)
-    session.confirm(f"Are you sure you want to delete zone {zonename}", force=force)
+    session.confirm(
+        message("Are you sure you want to delete zone {zonename}", zonename=zonename), force=force
+    )
     store.delete(layout, zonename)
     if entry.uid_base is not None:
         idranges.release(layout, zonename)
     if state is not State.CONFIGURED:
-        session.note(f"the files below {entry.zonepath} are left where they are", zonename)
+        session.note(message("the files below {path} are left where they are", path=entry.zonepath), zonename)

@@ -25,7 +25,7 @@ from zonemgr.cli.scope import (
     property_value,
     require_write_access,
 )
-from zonemgr.errors import ConfigError, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.errors import ConfigError, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.model import schema
 from zonemgr.model.checks import Refused
 from zonemgr.model.schema import Form, Property, Resource
@@ -118,7 +118,7 @@ class Editor:
                 raise ConfigError("Zone {name} already installed; create not allowed.", name=self.zonename)
             if not force:
                 raise ConfigError("Zone {name} already exists; -F overwrites it", name=self.zonename)
-            self.session.note(f"Zone {self.zonename} already exists; overwriting.")
+            self.session.note(message("Zone {name} already exists; overwriting.", name=self.zonename))
         text = self._initial_text(options)
         if self.draft is None:
             self.draft = Draft.new(self.layout, self.zonename, text)
@@ -152,7 +152,7 @@ class Editor:
         check_zone(self.session, zone)
         store.check_addresses(self.layout, zone)
         for name in zone.without_effect():
-            self.session.note(f"WARNING: {name} has no effect yet", self.zonename)
+            self.session.note(message("WARNING: {name} has no effect yet", name=name), self.zonename)
 
     def commit(self, words: Sequence[str]) -> None:
         none(words, "commit")

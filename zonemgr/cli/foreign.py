@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from zonemgr.cli import configtext
 from zonemgr.cli.configtext import Line
-from zonemgr.errors import ConfigError
+from zonemgr.errors import ConfigError, message
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -89,7 +89,7 @@ def translate(text: str, *, bridge: str, links: Sequence[str] = ()) -> Translati
             continue
         rule = _RULES.get(block.kind)
         if rule is None:
-            made.report(block.number, f"{block.kind}: has no counterpart, left out")
+            made.report(block.number, message("{kind}: has no counterpart, left out", kind=block.kind))
         else:
             rule(block, made, _Host(bridge, tuple(links)))
     return made
@@ -221,18 +221,28 @@ def _property(block: Block, made: Translation) -> None:
             made.command(block.number, "set", f"{name}={value}")
     elif name == "brand":
         if value not in NATIVE_BRANDS:
-            made.report(block.number, f"brand {value}: has no counterpart, native is used")
+            made.report(
+                block.number, message("brand {value}: has no counterpart, native is used", value=value)
+            )
         elif value != "native":
-            made.report(block.number, f"brand {value}: native is its counterpart")
+            made.report(block.number, message("brand {value}: native is its counterpart", value=value))
     elif name == "zonepath":
         made.report(
-            block.number, f"zonepath {value}: the zone gets the usual one (set zonepath chooses another)"
+            block.number,
+            message(
+                "zonepath {value}: the zone gets the usual one (set zonepath chooses another)", value=value
+            ),
         )
     elif name == "ip-type":
         if value != "exclusive":
-            made.report(block.number, f"ip-type {value}: the zone gets a network stack of its own")
+            made.report(
+                block.number,
+                message("ip-type {value}: the zone gets a network stack of its own", value=value),
+            )
     else:
-        made.report(block.number, f"{name} {value}: has no counterpart, left out")
+        made.report(
+            block.number, message("{name} {value}: has no counterpart, left out", name=name, value=value)
+        )
 
 
 # -- resources --------------------------------------------------------------------------------------------------
@@ -255,14 +265,28 @@ def _joined(values: tuple[str, ...]) -> str:
 def _file_system(block: Block, made: Translation, _host: _Host) -> None:
     kind, directory = _one(block, "type"), _one(block, "dir")
     if kind not in ("lofs", "tmpfs", "bind"):
-        made.report(block.number, f"fs {directory}: file systems of type {kind} are not on Linux, left out")
+        made.report(
+            block.number,
+            message(
+                "fs {directory}: file systems of type {kind} are not on Linux, left out",
+                directory=directory,
+                kind=kind,
+            ),
+        )
         return
     options = []
     for option in block.values.get("options", ()):
         if option in MOUNT_OPTIONS:
             options.append(MOUNT_OPTIONS[option])
         elif option not in MEANINGLESS_OPTIONS:
-            made.report(block.number, f"fs {directory}: option {option} has no counterpart, left out")
+            made.report(
+                block.number,
+                message(
+                    "fs {directory}: option {option} has no counterpart, left out",
+                    directory=directory,
+                    option=option,
+                ),
+            )
     words = [
         f"dir={directory}",
         f"special={_one(block, 'special')}",
@@ -273,7 +297,10 @@ def _file_system(block: Block, made: Translation, _host: _Host) -> None:
     if kind != "tmpfs" and "ro" not in options:
         made.report(
             block.number,
-            f"fs {directory}: writable, so it needs owner=UID:GID (a user of this host) or idmap=root: left out",
+            message(
+                "fs {directory}: writable, so it needs owner=UID:GID (a user of this host) or idmap=root: left out",
+                directory=directory,
+            ),
         )
         return
     made.command(block.number, "add", "fs", *words)
@@ -288,7 +315,11 @@ def _net(block: Block, made: Translation, host: _Host) -> None:
         words = [f"anet={host.bridge}"]
         made.report(
             block.number,
-            f"net {physical}: not a link of this host, a new one on bridge {host.bridge} instead",
+            message(
+                "net {physical}: not a link of this host, a new one on bridge {bridge} instead",
+                physical=physical,
+                bridge=host.bridge,
+            ),
         )
     _link(block, made, words, addresses, known=("physical", "address", "allowed-address"))
 
@@ -297,7 +328,10 @@ def _anet(block: Block, made: Translation, host: _Host) -> None:
     words = [f"anet={host.bridge}"]
     lower = _one(block, "lower-link")
     if lower and lower != "auto":
-        made.report(block.number, f"anet over {lower}: bridge {host.bridge} instead")
+        made.report(
+            block.number,
+            message("anet over {lower}: bridge {bridge} instead", lower=lower, bridge=host.bridge),
+        )
     _link(
         block,
         made,
@@ -319,10 +353,16 @@ def _link(
     if re.fullmatch(r"([0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}", mac):
         words.append("mac-address=" + ":".join(part.zfill(2) for part in mac.split(":")))
     elif mac not in ("", "auto", "random", "default", "factory"):
-        made.report(block.number, f"{block.kind}: mac-address {mac} has no counterpart, left out")
+        made.report(
+            block.number,
+            message("{kind}: mac-address {mac} has no counterpart, left out", kind=block.kind, mac=mac),
+        )
     for name in block.values:
         if name not in (*known, "defrouter", "mac-addr", "mac-address"):
-            made.report(block.number, f"{block.kind}: {name} has no counterpart, left out")
+            made.report(
+                block.number,
+                message("{kind}: {name} has no counterpart, left out", kind=block.kind, name=name),
+            )
     made.command(block.number, "add", "net", *words)
 
 
@@ -333,12 +373,25 @@ def _addresses(block: Block, made: Translation, name: str) -> list[str]:
         for address in value.split(","):
             if not re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", address.partition("/")[0]):
                 made.report(
-                    block.number, f"{block.kind}: {address} is a name, and needs to be an address: left out"
+                    block.number,
+                    message(
+                        "{kind}: {address} is a name, and needs to be an address: left out",
+                        kind=block.kind,
+                        address=address,
+                    ),
                 )
                 continue
             if "/" not in address:
                 length = 64 if ":" in address else 24
-                made.report(block.number, f"{block.kind}: {address} has no prefix length, /{length} is taken")
+                made.report(
+                    block.number,
+                    message(
+                        "{kind}: {address} has no prefix length, /{length} is taken",
+                        kind=block.kind,
+                        address=address,
+                        length=length,
+                    ),
+                )
                 address = f"{address}/{length}"
             found.append(address)
     return found
@@ -346,7 +399,10 @@ def _addresses(block: Block, made: Translation, name: str) -> list[str]:
 
 def _inherited(block: Block, made: Translation, _host: _Host) -> None:
     made.report(
-        block.number, f"inherit-pkg-dir {_one(block, 'dir')}: the native brand shows the host's /usr anyway"
+        block.number,
+        message(
+            "inherit-pkg-dir {dir}: the native brand shows the host's /usr anyway", dir=_one(block, "dir")
+        ),
     )
 
 

@@ -16,7 +16,16 @@ import click
 
 from zonemgr.cli.main import TailCommand, tail
 from zonemgr.cli.output import Session
-from zonemgr.errors import Exit, InternalError, PlatformError, StateError, UsageError, ZoneError
+from zonemgr.errors import (
+    Exit,
+    InternalError,
+    PlatformError,
+    StateError,
+    UsageError,
+    ZoneError,
+    locale_of_environment,
+    message,
+)
 from zonemgr.model.grid import client_check, name_check
 from zonemgr.model.states import BOOTARGS_MAX, State
 from zonemgr.store.paths import Layout
@@ -119,11 +128,6 @@ def require_root(verb: str) -> None:
         raise StateError("only a privileged user may {verb} a zone.", verb=verb)
 
 
-def language() -> str | None:
-    """The caller's language, as the supervisor wants it."""
-    return next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), None)
-
-
 def converse(layout: Layout, talk: Conversation, request: Request) -> None:
     """One request to the supervisor, after the courtesy checks.  Raises ZoneError."""
     from zonemgr.store.observe import observe
@@ -147,7 +151,7 @@ def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
             layout,
             talk.zonename,
             f"{varlink.ZONE}.{request.method}",
-            {**request.parameters, "locale": language()},
+            {**request.parameters, "locale": locale_of_environment()},
             say=talk.hear,
             on_asked=asked,
             on_reply=talk.hear_reply,
@@ -246,7 +250,7 @@ def selected(session: Session, verb: str, zonenames: Sequence[str], everything: 
 
     found = [seen.zonename for seen in all_zones(session.layout) if seen.state in ALL[verb]]
     if not found:
-        session.note(f"there is no zone to {verb}")
+        session.note(message("there is no zone to {verb}", verb=verb))
     return found
 
 

@@ -17,7 +17,7 @@ import click
 
 from zonemgr import __version__
 from zonemgr.cli.output import Session, columns
-from zonemgr.errors import Exit, ZoneError
+from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
             "config", "config", "Show or change a zone's configuration.", "zonemgr config web info"
         ),
         "apply": _verb(
-            "apply", "apply", "Bring a set of zones to what a folder says.", "zonemgr apply -f zones.d --dry-run"
+            "apply",
+            "apply",
+            "Bring a set of zones to what a folder says.",
+            "zonemgr apply -f zones.d --dry-run",
         ),
         "delete": _verb("delete", "delete", "Forget a zone's configuration.", "zonemgr delete web -F"),
         "verify": _verb("verify", "verify", "Check that a zone could be made here.", "zonemgr verify web"),
@@ -50,11 +53,19 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Copy and carry": {
         "clone": _verb("clone", "clone", "Make a new zone from an installed one.", "zonemgr clone web web2"),
-        "export": _verb("archive", "export", "Write a zone as one archive.", "zonemgr export web -f web.tar.zst"),
-        "import": _verb("archive", "import_zone", "Make a zone from an archive.", "zonemgr import -f web.tar.zst"),
-        "detach": _verb("attach", "detach", "Take a zone's files out of this host's hands.", "zonemgr detach web"),
+        "export": _verb(
+            "archive", "export", "Write a zone as one archive.", "zonemgr export web -f web.tar.zst"
+        ),
+        "import": _verb(
+            "archive", "import_zone", "Make a zone from an archive.", "zonemgr import -f web.tar.zst"
+        ),
+        "detach": _verb(
+            "attach", "detach", "Take a zone's files out of this host's hands.", "zonemgr detach web"
+        ),
         "attach": _verb("attach", "attach", "Take detached files back as a zone.", "zonemgr attach web"),
-        "move": _verb("move", "move", "Move a zone's files to another folder.", "zonemgr move web /zones/web"),
+        "move": _verb(
+            "move", "move", "Move a zone's files to another folder.", "zonemgr move web /zones/web"
+        ),
         "rename": _verb("move", "rename", "Give a zone another name.", "zonemgr rename web www"),
         "mark": _verb("mark", "mark", "Correct the record of a zone's state.", "zonemgr mark web incomplete"),
     },
@@ -66,7 +77,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "shutdown": _verb("lifecycle", "shutdown", "Stop zones in good order.", "zonemgr shutdown web -t 30"),
         "mount": _verb("lifecycle", "mount", "Open a zone's root for maintenance.", "zonemgr mount web"),
         "unmount": _verb("lifecycle", "unmount", "End the maintenance of a zone.", "zonemgr unmount web"),
-        "autoboot": _verb("autoboot", "autoboot", "Start or stop zones with the host.", "zonemgr autoboot --stop"),
+        "autoboot": _verb(
+            "autoboot", "autoboot", "Start or stop zones with the host.", "zonemgr autoboot --stop"
+        ),
         "sysboot": _verb("autoboot", "sysboot", "Prepare a zone that is not booted.", "zonemgr sysboot web"),
     },
     "Use": {
@@ -162,7 +175,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            ctx.fail(f"no such verb: {args[0]}{_nearest(args[0])}")
+            ctx.fail(message("no such verb: {verb}{hint}", verb=args[0], hint=_nearest(args[0])))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -184,7 +197,7 @@ def _nearest(word: str) -> str:
     import difflib
 
     close = difflib.get_close_matches(word, VERBS, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return message(" (did you mean {near}?)", near=close[0]) if close else ""
 
 
 def load(name: str) -> click.Command | None:
@@ -240,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(command: click.Command, arguments: Sequence[str], session: Session) -> None:
     """Run a command to its exit status (design, section 10).  Does not return."""
     code: int = Exit.INTERNAL
+    speak(locale_of_environment())
     try:
         code = _result(command, arguments, session)
         sys.stdout.flush()
@@ -257,8 +271,8 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
         click.echo(error.format_message(), err=True)
         return Exit.USAGE
     except click.UsageError as error:
-        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        session.message(_sentence(error.format_message()) + hint)
+        hint = message(" (see {command} --help)", command=error.ctx.command_path) if error.ctx else ""
+        session.message(_usage(error) + hint)
         return Exit.USAGE
     except click.ClickException as error:
         session.message(error.format_message())
@@ -271,7 +285,9 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     except BrokenPipeError:
         raise
     except OSError as error:
-        session.message(f"{error.filename or session.program}: {error.strerror or error}")
+        session.message(
+            message("{what}: {why}", what=error.filename or session.program, why=error.strerror or error)
+        )
         return Exit.ERROR
     except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes an exit status
         import traceback
@@ -282,5 +298,18 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     return result if isinstance(result, int) else Exit.OK
 
 
-def _sentence(text: str) -> str:
-    return text.rstrip(".")
+def _usage(error: click.UsageError) -> str:
+    """What is wrong with the command line, in the caller's language where click's text can be told apart."""
+    if isinstance(error, click.NoSuchOption):
+        near = message(" (did you mean {near}?)", near=error.possibilities[0]) if error.possibilities else ""
+        return message("No such option '{option}'{hint}", option=error.option_name, hint=near)
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return message(
+            "Missing argument {name}", name=error.param.make_metavar(error.ctx or program_context())
+        )
+    return error.format_message().rstrip(".")
+
+
+def program_context() -> click.Context:
+    """A context for what is asked outside of a run."""
+    return click.Context(program, info_name="zonemgr")

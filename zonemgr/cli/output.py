@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from zonemgr.errors import Exit, InternalError, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.errors import Exit, InternalError, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.store.paths import Layout
 
 
@@ -42,9 +42,9 @@ class Session:
         self.data(json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=False))
 
     def message(self, text: str, zonename: str | None = None) -> None:
-        """Something for the operator's eyes."""
-        about = f"zone '{zonename}': " if zonename else ""
-        for line in printable(text).splitlines() or [""]:
+        """Something for the operator's eyes: a text that is made, or one that ``message`` knows."""
+        about = message("zone '{zonename}': ", zonename=zonename) if zonename else ""
+        for line in printable(message(text)).splitlines() or [""]:
             # In one piece: zones that boot side by side share the terminal.
             sys.stderr.write(f"{self.program}: {about}{line}\n")
         sys.stderr.flush()
@@ -81,7 +81,7 @@ class Session:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError("{question} needs -F where nobody can be asked", question=f"“{question}”")
-        print(f"{question} (y/[n])? ", end="", file=sys.stderr, flush=True)
+        print(f"{message(question)} (y/[n])? ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             sys.exit(int(Exit.ERROR))
 

@@ -18,7 +18,7 @@ from zonemgr.cli import configtext
 from zonemgr.cli.editor import COMMANDS, Editor
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import require_write_access
-from zonemgr.errors import Exit, NoSuchZoneError, StateError, UsageError, ZoneError
+from zonemgr.errors import Exit, NoSuchZoneError, StateError, UsageError, ZoneError, message
 from zonemgr.model import schema
 from zonemgr.model.states import State
 
@@ -67,7 +67,7 @@ class Prompt:
     def _welcome(self) -> None:
         name = self.editor.zonename
         if self.editor.draft is None:
-            self.session.message(f"{name}: No such zone configured")
+            self.session.message(message("{name}: No such zone configured", name=name))
             self.session.message("Use 'create' to begin configuring a new zone.")
         try:
             require_write_access(self.session.layout, "configure")

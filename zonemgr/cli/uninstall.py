@@ -13,7 +13,7 @@ import click
 from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.cli.install import administration, check, forget, run_hook, say_of, undisturbed
 from zonemgr.cli.output import Session
-from zonemgr.errors import BrandError, Exit, StateError, ZoneError
+from zonemgr.errors import BrandError, Exit, StateError, ZoneError, message
 from zonemgr.model.states import State
 from zonemgr.store.observe import Observation
 from zonemgr.store.paths import Layout
@@ -96,7 +96,9 @@ def claim(layout: Layout, name: str, verb: str) -> None:
         raise StateError("{verb} operation is invalid for {state} zones.", verb=verb, state=state.label)
 
 
-def _brand_part(session: Session, hook: str, seen: Observation, arguments: Sequence[str], force: bool) -> None:
+def _brand_part(
+    session: Session, hook: str, seen: Observation, arguments: Sequence[str], force: bool
+) -> None:
     """A hook of the brand's.  Raises ZoneError when it fails, unless that is not to matter."""
     from zonemgr.brandkit import loader
     from zonemgr.store import zones
@@ -114,4 +116,4 @@ def _brand_part(session: Session, hook: str, seen: Observation, arguments: Seque
     except ZoneError as error:
         if not force:
             raise
-        session.message(f"{error.text}, ignoring", name)
+        session.message(message("{why}, ignoring", why=error.text), name)

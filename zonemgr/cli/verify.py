@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zonemgr.cli.output import Session
+from zonemgr.errors import message
 from zonemgr.model.zone import Zone
 from zonemgr.store.zones import Entry
 
@@ -24,7 +25,7 @@ def verify(session: Session, name: str) -> int:
         zone = zones.load(session.layout, name)
         verify_all(session, zone, zones.read_entry(session.layout, name), "verify")
         for setting in zone.without_effect():
-            session.message(f"WARNING: {setting} has no effect yet", name)
+            session.message(message("WARNING: {setting} has no effect yet", setting=setting), name)
     return 0
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from zonemgr.errors import message
 from zonemgr.model.states import BOOTARGS_MAX, GLOBAL_ZONE, ZONENAME_MAX
 
 Check = Callable[[object], object]
@@ -21,6 +22,9 @@ MAX_TEXT: Final = 1023
 
 class Refused(ValueError):
     """A value is not what its property takes; the text continues "PROPERTY ..."."""
+
+    def __init__(self, form: str, /, **arguments: object) -> None:
+        super().__init__(message(form, **arguments))
 
 
 # Patterns are compiled when first used: most starts of a program need none of them.
@@ -48,9 +52,9 @@ _ADMIN_RIGHTS: Final = frozenset({"login", "manage", "clonefrom"})
 def text(value: object) -> str:
     """One line of printable text."""
     if not isinstance(value, str):
-        raise Refused(f"must be a string, not {_kind(value)}")
+        raise Refused("must be a string, not {kind}", kind=_kind(value))
     if len(value) > MAX_TEXT:
-        raise Refused(f"is longer than {MAX_TEXT} characters")
+        raise Refused("is longer than {most} characters", most=MAX_TEXT)
     if not value.isprintable():
         raise Refused("holds a character that cannot be printed")
     return value
@@ -62,20 +66,20 @@ def word(value: object) -> str:
     if not given:
         raise Refused("must not be empty")
     if any(character.isspace() for character in given):
-        raise Refused(f"must not hold blanks: '{given}'")
+        raise Refused("must not hold blanks: '{given}'", given=given)
     return given
 
 
 def boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise Refused(f"must be true or false, not {_kind(value)}")
+        raise Refused("must be true or false, not {kind}", kind=_kind(value))
     return value
 
 
 def integer(value: object) -> int:
     # bool is an int to Python; to an administrator it is a slip.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Refused(f"must be a whole number, not {_kind(value)}")
+        raise Refused("must be a whole number, not {kind}", kind=_kind(value))
     return value
 
 
@@ -94,7 +98,7 @@ def number_from(low: int, high: int = (1 << 63) - 1) -> Check:
 def cpus(value: object) -> float:
     """A number of CPUs, at least 0.01."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(f"must be a number, not {_kind(value)}")
+        raise Refused("must be a number, not {kind}", kind=_kind(value))
     if not 0.01 <= value <= 65536:
         raise Refused("property is out of range.")
     return float(value)
@@ -105,7 +109,7 @@ def cpu_range(value: object) -> str:
     given = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", given)
     if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
-        raise Refused(f"must be a number or a range such as 2-4, not '{given}'")
+        raise Refused("must be a number or a range such as 2-4, not '{given}'", given=given)
     return given
 
 
@@ -116,7 +120,7 @@ def id_ranges(value: object) -> str:
     for part in given.replace(" ", "").split(","):
         match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part)
         if not match or not last < int(match[1]) <= int(match[2] or match[1]):
-            raise Refused(f"must be rising numbers and ranges such as 0-3,6, not '{given}'")
+            raise Refused("must be rising numbers and ranges such as 0-3,6, not '{given}'", given=given)
         last = int(match[2] or match[1])
     return given.replace(" ", "")
 
@@ -126,7 +130,7 @@ def size_bytes(value: object) -> int:
     if isinstance(value, str):
         match = re.fullmatch(_SIZE, value.strip())
         if not match:
-            raise Refused(f'must be a size such as "512M" or "1.5G", not \'{value}\'')
+            raise Refused('must be a size such as "512M" or "1.5G", not \'{value}\'', value=value)
         count, unit = match[1], _UNITS[match[2].upper()]
         given = int(count) * unit if count.isdigit() else round(float(count) * unit)
     else:
@@ -142,7 +146,7 @@ def size_from(low_bytes: int, low_text: str) -> Check:
     def check(value: object) -> int:
         given = size_bytes(value)
         if given < low_bytes:
-            raise Refused(f"property is out of range. (at least {low_text})")
+            raise Refused("property is out of range. (at least {low_text})", low_text=low_text)
         return given
 
     return check
@@ -152,7 +156,7 @@ def bandwidth(value: object) -> str:
     """Bits a second with a unit: 100M, 2.5G."""
     given = text(value)
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMG]?", given) or float(given.rstrip("KMG")) <= 0:
-        raise Refused(f"must be a number of bits a second such as 100M, not '{given}'")
+        raise Refused("must be a number of bits a second such as 100M, not '{given}'", given=given)
     return given
 
 
@@ -162,7 +166,7 @@ def one_of(*choices: str) -> Check:
     def check(value: object) -> str:
         given = text(value)
         if given not in choices:
-            raise Refused(f"must be {' or '.join(choices)}, not '{given}'")
+            raise Refused("must be {choices}, not '{given}'", choices=" or ".join(choices), given=given)
         return given
 
     return check
@@ -177,7 +181,7 @@ def list_of(check: Check) -> Check:
         for item in items:
             canonical = check(item)
             if canonical in result:
-                raise Refused(f"holds '{item}' twice")
+                raise Refused("holds '{item}' twice", item=item)
             result.append(canonical)
         return tuple(result)
 
@@ -190,12 +194,18 @@ def zone_name(value: object) -> str:
     if given == GLOBAL_ZONE:
         raise Refused("'global' is the host itself")
     if given.startswith(("SUNW", "SYS")):
-        raise Refused(f"'{given}' is reserved: names that begin with SUNW or SYS are")
+        raise Refused("'{given}' is reserved: names that begin with SUNW or SYS are", given=given)
     if len(given) > ZONENAME_MAX:
-        raise Refused(f"'{given}' has {len(given)} characters, {ZONENAME_MAX} is the most")
+        raise Refused(
+            "'{given}' has {count} characters, {most} is the most",
+            given=given,
+            count=len(given),
+            most=ZONENAME_MAX,
+        )
     if not re.fullmatch(_NAME, given):
         raise Refused(
-            f"'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'"
+            "'{given}' is not a zone name: a letter or digit, then letters, digits, '-', '_' and '.'",
+            given=given,
         )
     return given
 
@@ -204,10 +214,10 @@ def absolute_path(value: object) -> str:
     """An absolute path without ``.``, ``..``, repeated or trailing slashes."""
     given = text(value)
     if not given.startswith("/"):
-        raise Refused(f"{given} is not an absolute path.")
+        raise Refused("{given} is not an absolute path.", given=given)
     parts = [part for part in given.split("/") if part]
     if any(part in (".", "..") for part in parts):
-        raise Refused(f"{given} must not hold '.' or '..'")
+        raise Refused("{given} must not hold '.' or '..'", given=given)
     return "/" + "/".join(parts)
 
 
@@ -222,14 +232,14 @@ def below_root_path(value: object) -> str:
 def brand_name(value: object) -> str:
     given = text(value)
     if not re.fullmatch(_BRAND, given) or len(given) > ZONENAME_MAX:
-        raise Refused(f"'{given}' is not a brand name")
+        raise Refused("'{given}' is not a brand name", given=given)
     return given
 
 
 def boot_arguments(value: object) -> str:
     given = text(value)
     if len(given) > BOOTARGS_MAX:
-        raise Refused(f"is longer than {BOOTARGS_MAX} characters")
+        raise Refused("is longer than {most} characters", most=BOOTARGS_MAX)
     return given
 
 
@@ -246,7 +256,7 @@ def privilege_list(value: object) -> str:
 def pool_name(value: object) -> str:
     given = word(value)
     if given.startswith("SUNW"):
-        raise Refused(f"'{given}' is reserved: names that begin with SUNW are")
+        raise Refused("'{given}' is reserved: names that begin with SUNW are", given=given)
     return given
 
 
@@ -262,7 +272,7 @@ def host_id(value: object) -> int:
     if isinstance(value, str):
         match = re.fullmatch(_HEX, value)
         if not match:
-            raise Refused(f"must be at most eight hexadecimal digits, not '{value}'")
+            raise Refused("must be at most eight hexadecimal digits, not '{value}'", value=value)
         given = int(match[1], 16)
     else:
         given = integer(value)
@@ -274,7 +284,7 @@ def host_id(value: object) -> int:
 def host_name(value: object) -> str:
     given = text(value)
     if len(given) > 64 or not re.fullmatch(_HOST_NAME, given):
-        raise Refused(f"'{given}' is not a host name")
+        raise Refused("'{given}' is not a host name", given=given)
     return given
 
 
@@ -282,7 +292,7 @@ def link_name(value: object) -> str:
     """The name of a network link: at most 15 characters, no slash, colon or blank."""
     given = text(value)
     if not re.fullmatch(_LINK, given) or given in (".", ".."):
-        raise Refused(f"'{given}' is not a link name (1 to 15 characters, no '/', ':' or blank)")
+        raise Refused("'{given}' is not a link name (1 to 15 characters, no '/', ':' or blank)", given=given)
     return given
 
 
@@ -292,18 +302,21 @@ def mac_address(value: object) -> str:
     if given == "auto":
         return given
     if not re.fullmatch(_MAC, given):
-        raise Refused(f"'{given}' is not an Ethernet address")
+        raise Refused("'{given}' is not an Ethernet address", given=given)
     octets = [int(part, 16) for part in given.split(":")]
     if octets[0] & 1:
-        raise Refused(f"'{given}' is a multicast address")
+        raise Refused("'{given}' is a multicast address", given=given)
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def mac_prefix(value: object) -> str:
     """The first one to five octets of a unicast Ethernet address."""
     given = text(value)
-    if not re.fullmatch(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){0,4}", given) or int(given.split(":")[0], 16) & 1:
-        raise Refused(f"'{given}' is not the beginning of an Ethernet address")
+    if (
+        not re.fullmatch(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){0,4}", given)
+        or int(given.split(":")[0], 16) & 1
+    ):
+        raise Refused("'{given}' is not the beginning of an Ethernet address", given=given)
     return ":".join(part.zfill(2).lower() for part in given.split(":"))
 
 
@@ -312,7 +325,7 @@ def link_property(value: object) -> str:
     given = text(value)
     match = re.fullmatch(r"\(?\s*name=([-\w]+)\s*,\s*value=(.*?)\s*\)?", given)
     if not match:
-        raise Refused(f"must be (name=NAME,value=VALUE), not '{given}'")
+        raise Refused("must be (name=NAME,value=VALUE), not '{given}'", given=given)
     return f"(name={match[1]},value={match[2]})"
 
 
@@ -320,7 +333,7 @@ def service_name(value: object) -> str:
     """A service as SMF or systemd names it: ``svc:/network/nfs/client``, ``zone:db``, ``nginx.service``."""
     given = word(value)
     if not re.fullmatch(r"[a-zA-Z0-9][-\w.,:/@+%]*", given):
-        raise Refused(f"'{given}' is not the name of a service")
+        raise Refused("'{given}' is not the name of a service", given=given)
     return given
 
 
@@ -331,14 +344,14 @@ def interface_address(value: object) -> str:
     address = _address(bare, "Neither an IPv4 nor an IPv6 address")
     if not slash:
         if address.version == 6:
-            raise Refused(f"'{given}': IPv6 address missing required prefix length")
-        raise Refused(f"'{given}': missing required prefix length (such as {given}/24)")
+            raise Refused("'{given}': IPv6 address missing required prefix length", given=given)
+        raise Refused("'{given}': missing required prefix length (such as {given}/24)", given=given)
     try:
         interface = ipaddress.ip_interface(given)
     except ValueError:
-        raise Refused(f"'{given}': the prefix length is out of range") from None
+        raise Refused("'{given}': the prefix length is out of range", given=given) from None
     if address.is_multicast or address.is_unspecified or address.is_loopback:
-        raise Refused(f"'{given}' cannot be the address of a link")
+        raise Refused("'{given}' cannot be the address of a link", given=given)
     _refuse_ends(interface, given)
     return str(interface)
 
@@ -348,9 +361,9 @@ def _refuse_ends(interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface, g
     network = interface.network
     if network.version == 4 and network.prefixlen < 31:
         if interface.ip == network.network_address:
-            raise Refused(f"'{given}' is the network's own address")
+            raise Refused("'{given}' is the network's own address", given=given)
         if interface.ip == network.broadcast_address:
-            raise Refused(f"'{given}' is the network's broadcast address")
+            raise Refused("'{given}' is the network's broadcast address", given=given)
 
 
 def router_address(value: object) -> str:
@@ -358,7 +371,7 @@ def router_address(value: object) -> str:
     given = text(value)
     address = _address(given, "Neither an IPv4 nor an IPv6 address")
     if address.is_multicast or address.is_unspecified:
-        raise Refused(f"'{given}' cannot be a router")
+        raise Refused("'{given}' cannot be a router", given=given)
     return str(address)
 
 
@@ -368,16 +381,16 @@ def allowed_address(value: object) -> str:
     try:
         return str(ipaddress.ip_interface(given))
     except ValueError:
-        raise Refused(f"'{given}': Neither an IPv4 nor an IPv6 address") from None
+        raise Refused("'{given}': Neither an IPv4 nor an IPv6 address", given=given) from None
 
 
 def _address(given: str, complaint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         address = ipaddress.ip_address(given)
     except ValueError:
-        raise Refused(f"'{given}': {complaint}") from None
+        raise Refused("'{given}': {complaint}", given=given, complaint=complaint) from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id:
-        raise Refused(f"'{given}': an address with a scope is not allowed here")
+        raise Refused("'{given}': an address with a scope is not allowed here", given=given)
     return address
 
 
@@ -385,18 +398,18 @@ def file_system_type(value: object) -> str:
     """A file-system type a zone may ask for; ``lofs`` is the Solaris word for ``bind``."""
     given = word(value)
     if "/" in given:
-        raise Refused(f"'{given}' must not hold '/'")
+        raise Refused("'{given}' must not hold '/'", given=given)
     if given == "lofs":
         return "bind"
     if given in _FS_TYPES_REFUSED or given.startswith("nfs"):
-        raise Refused(f"{given} is not allowed.")
+        raise Refused("{given} is not allowed.", given=given)
     return given
 
 
 def mount_option(value: object) -> str:
     given = word(value)
     if "," in given:
-        raise Refused(f"'{given}': each option is an item of its own")
+        raise Refused("'{given}': each option is an item of its own", given=given)
     return given
 
 
@@ -405,7 +418,7 @@ def owner(value: object) -> str:
     given = text(value)
     match = re.fullmatch(_OWNER, given)
     if not match:
-        raise Refused(f"must be numbers, uid:gid, not '{given}'")
+        raise Refused("must be numbers, uid:gid, not '{given}'", given=given)
     uid, gid = int(match[1]), int(match[2])
     if max(uid, gid) > _ID_MAX:
         raise Refused("property is out of range.")
@@ -418,14 +431,14 @@ def device_match(value: object) -> str:
     """A path or shell pattern below /dev, given with or without /dev/ in front."""
     given = word(value).removeprefix("/dev/")
     if given.startswith("/") or any(part in ("", ".", "..") for part in given.split("/")):
-        raise Refused(f"'{given}' is not a path below /dev")
+        raise Refused("'{given}' is not a path below /dev", given=given)
     return given
 
 
 def attribute_name(value: object) -> str:
     given = text(value)
     if not re.fullmatch(_ATTR_NAME, given):
-        raise Refused(f"'{given}' is not an attribute name (letters, digits, '-' and '.')")
+        raise Refused("'{given}' is not an attribute name (letters, digits, '-' and '.')", given=given)
     return given
 
 
@@ -441,35 +454,37 @@ def attribute_value(value: object) -> str:
 def data_set(value: object) -> str:
     given = word(value)
     if given.startswith("/") or given.endswith("/") or "//" in given:
-        raise Refused(f"'{given}' is not a dataset name")
+        raise Refused("'{given}' is not a dataset name", given=given)
     return given
 
 
 def user_name(value: object) -> str:
     given = word(value)
     if ":" in given or given.startswith("-"):
-        raise Refused(f"'{given}' is not a user name")
+        raise Refused("'{given}' is not a user name", given=given)
     return given
 
 
 def admin_right(value: object) -> str:
     given = text(value)
     if given not in _ADMIN_RIGHTS:
-        raise Refused(f"'{given}' is not one of {', '.join(sorted(_ADMIN_RIGHTS))}")
+        raise Refused(
+            "'{given}' is not one of {choices}", given=given, choices=", ".join(sorted(_ADMIN_RIGHTS))
+        )
     return given
 
 
 def file_system_name(value: object) -> str:
     given = text(value)
     if not re.fullmatch(r"-?[a-zA-Z0-9]+|-", given):
-        raise Refused(f"'{given}' is not a file-system type")
+        raise Refused("'{given}' is not a file-system type", given=given)
     return given
 
 
 def rctl_name(value: object) -> str:
     given = text(value)
     if not re.fullmatch(_RCTL_NAME, given):
-        raise Refused(f"'{given}' must be 'zone.' and small letters or dashes")
+        raise Refused("'{given}' must be 'zone.' and small letters or dashes", given=given)
     return given
 
 
@@ -499,7 +514,9 @@ def rctl_value(value: object) -> RctlValue:
     priv, limit, action = parts
     good = priv in ("privileged", "basic") and action in ("none", "deny")
     if not good or isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise Refused(f'invalid rctl value: {value} (use "(priv=privileged,limit=N,action=deny)")')
+        raise Refused(
+            'invalid rctl value: {value} (use "(priv=privileged,limit=N,action=deny)")', value=value
+        )
     return RctlValue(str(priv), limit, str(action))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from zonemgr.errors import StateError
+from zonemgr.errors import StateError, marked, message
 from zonemgr.model.states import GLOBAL_ZONE, Command, Notice, State
 
 RESERVED_PREFIX: Final = "SUNW"
@@ -77,7 +77,7 @@ class Refuse:
     form: str
 
     def text(self, state: State, command: Command) -> str:
-        return self.form.format(command=command.value, state=state.label)
+        return message(self.form, command=command.value, state=state.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Already:
     form: str
 
     def text(self) -> str:
-        return self.form
+        return message(self.form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,10 +276,10 @@ def _all_but(allowed: State, text: str) -> Mapping[State, str]:
     return {state: text for state in State if state is not allowed}
 
 
-_MUST_BE_INSTALLED: Final = "must be installed before {command}."
+_MUST_BE_INSTALLED: Final = marked("must be installed before {command}.")
 _ALREADY_THERE: Final[Mapping[State, str]] = {
-    State.INSTALLED: "is already installed.",
-    State.INCOMPLETE: "zone is incomplete; uninstall required.",
+    State.INSTALLED: marked("is already installed."),
+    State.INCOMPLETE: marked("zone is incomplete; uninstall required."),
 }
 _BOOTABLE: Final = _below(State.INSTALLED, _MUST_BE_INSTALLED)
 _FORCIBLY_BOOTABLE: Final = _below(State.INCOMPLETE, _MUST_BE_INSTALLED)
@@ -291,20 +291,22 @@ CLIENT_RULES: Final[Mapping[str, ClientRule]] = {
     "boot": ClientRule(refusals=_BOOTABLE, forced=_FORCIBLY_BOOTABLE),
     "ready": ClientRule(refusals=_BOOTABLE),
     "mount": ClientRule(Live.FORBIDDEN, _BOOTABLE, _FORCIBLY_BOOTABLE),
-    "unmount": ClientRule(refusals=_all_but(State.MOUNTED, "must be mounted before {command}.")),
+    "unmount": ClientRule(refusals=_all_but(State.MOUNTED, marked("must be mounted before {command}."))),
     "install": ClientRule(Live.FORBIDDEN, _ALREADY_THERE),
     "clone": ClientRule(Live.FORBIDDEN, _ALREADY_THERE),
-    "uninstall": ClientRule(Live.FORBIDDEN, {State.CONFIGURED: "is already in state '{state}'."}),
+    "uninstall": ClientRule(Live.FORBIDDEN, {State.CONFIGURED: marked("is already in state '{state}'.")}),
     "detach": ClientRule(Live.FORBIDDEN, _BOOTABLE),
     "move": ClientRule(Live.FORBIDDEN, _BOOTABLE),
-    "attach": ClientRule(Live.FORBIDDEN, _ALREADY_THERE, {State.INSTALLED: "is already installed."}),
+    "attach": ClientRule(Live.FORBIDDEN, _ALREADY_THERE, {State.INSTALLED: marked("is already installed.")}),
     "mark": ClientRule(Live.FORBIDDEN),
-    "rename": ClientRule(Live.FORBIDDEN, {State.INCOMPLETE: "zone is incomplete; uninstall required."}),
+    "rename": ClientRule(
+        Live.FORBIDDEN, {State.INCOMPLETE: marked("zone is incomplete; uninstall required.")}
+    ),
     "export": ClientRule(Live.FORBIDDEN, _BOOTABLE),
     "import": ClientRule(Live.FORBIDDEN, _ALREADY_THERE),
-    "verify": ClientRule(refusals={State.INCOMPLETE: "zone is incomplete; uninstall required."}),
+    "verify": ClientRule(refusals={State.INCOMPLETE: marked("zone is incomplete; uninstall required.")}),
     "sysboot": ClientRule(
-        refusals=_all_but(State.INSTALLED, "{command} operation is invalid for {state} zones.")
+        refusals=_all_but(State.INSTALLED, marked("{command} operation is invalid for {state} zones."))
     ),
 }
 

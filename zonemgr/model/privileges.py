@@ -199,7 +199,7 @@ def check_names(limitpriv: str) -> None:
         if not name:
             raise Refused("holds an empty word")
         if name not in ("default", "all") and _lookup(name) is None:
-            raise Refused(f'holds an unknown privilege "{name}"{_alike(name)}')
+            raise Refused('holds an unknown privilege "{name}"{hint}', name=name, hint=_alike(name))
 
 
 def _alike(name: str) -> str:

@@ -60,7 +60,7 @@ class Property:
         match self.form:
             case Form.BOOLEAN:
                 if given.lower() not in ("true", "false"):
-                    raise Refused(f"must be true or false, not '{given}'")
+                    raise Refused("must be true or false, not '{given}'", given=given)
                 return given.lower() == "true"
             case Form.NUMBER:
                 return _number(given)
@@ -91,7 +91,8 @@ class Resource:
 
     def __post_init__(self) -> None:
         rows = tuple(
-            dataclasses.replace(row, when=self.when) if row.when is When.NEXT_BOOT else row for row in self.properties
+            dataclasses.replace(row, when=self.when) if row.when is When.NEXT_BOOT else row
+            for row in self.properties
         )
         object.__setattr__(self, "properties", rows)
 
@@ -108,14 +109,14 @@ def _number(given: str) -> int:
     try:
         return int(given)
     except ValueError:
-        raise Refused(f"must be a whole number, not '{given}'") from None
+        raise Refused("must be a whole number, not '{given}'", given=given) from None
 
 
 def _decimal(given: str) -> float:
     try:
         return float(given)
     except ValueError:
-        raise Refused(f"must be a number, not '{given}'") from None
+        raise Refused("must be a number, not '{given}'", given=given) from None
 
 
 def split_list(given: str) -> list[str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 
+from zonemgr.errors import marked
+
 
 class State(enum.IntEnum):
     """A zone's state.  Numeric order is meaningful: everything from READY up is active."""
@@ -59,13 +61,13 @@ class Command(enum.Enum):
 class Notice(enum.Enum):
     """What a console client is told; the value is the text (arguments and endings are added at display)."""
 
-    BOOTING = "NOTICE: Zone booting up"
-    REBOOTING = "NOTICE: Zone rebooting"
-    HALTED = "NOTICE: Zone halted"
-    READIED = "NOTICE: Zone readied"
-    UNINSTALLING = "NOTICE: Zone is being uninstalled.  Disconnecting..."
-    BOOTFAILED = "NOTICE: Zone boot failed"
-    BADARGS = "WARNING: Ignoring invalid boot arguments:"
+    BOOTING = marked("NOTICE: Zone booting up")
+    REBOOTING = marked("NOTICE: Zone rebooting")
+    HALTED = marked("NOTICE: Zone halted")
+    READIED = marked("NOTICE: Zone readied")
+    UNINSTALLING = marked("NOTICE: Zone is being uninstalled.  Disconnecting...")
+    BOOTFAILED = marked("NOTICE: Zone boot failed")
+    BADARGS = marked("WARNING: Ignoring invalid boot arguments:")
 
 
 GLOBAL_ZONE = "global"

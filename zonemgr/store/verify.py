@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError
+from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError, message
 from zonemgr.linux import cow
 from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
 from zonemgr.model.states import State
@@ -60,7 +60,7 @@ def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say
     for text in errors:
         say(text)
     for text in _network_warnings(layout, zone, command):
-        say(f"WARNING: {text}")
+        say(message("WARNING: {text}", text=text))
     if errors:
         raise ConfigError("zone {zonename} failed to verify", zonename=zone.zonename)
 
@@ -79,7 +79,12 @@ def _zonepath(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) 
         if command in MAKES_ZONEPATH:
             yield from _make(path)
         elif command == "verify":
-            say(f"WARNING: {path} does not exist, so it could not be verified; install makes it.")
+            say(
+                message(
+                    "WARNING: {path} does not exist, so it could not be verified; install makes it.",
+                    path=path,
+                )
+            )
             return
         else:
             yield f"{path}: No such file or directory"
@@ -155,10 +160,10 @@ def _owner_and_mode(path: str, command: str, say: Say) -> Iterator[str]:
         return
     try:
         if wrong_owner:
-            say(f"{path}: changing owner to root.")
+            say(message("{path}: changing owner to root.", path=path))
             os.chown(path, 0, 0)
         if wrong_mode:
-            say(f"{path}: changing permissions to 0700.")
+            say(message("{path}: changing permissions to 0700.", path=path))
             os.chmod(path, 0o700)
     except OSError as error:
         yield f"{path}: {error.strerror}"
@@ -188,10 +193,10 @@ def _file_system_of(path: str, say: Say) -> Iterator[str]:
     if kind == NFS_MAGIC:
         yield f"Zonepath {path} is on an NFS mounted file system."
     if kind == TMPFS_MAGIC:
-        say(f"WARNING: {path} is on a temporary file system.")
+        say(message("WARNING: {path} is on a temporary file system.", path=path))
     if os.statvfs(path).f_flag & os.ST_NOSUID:
         # The reference refuses.  Here a zone may well live without set-user-id programs of its own.
-        say(f"WARNING: Zonepath {path} is on a nosuid file system.")
+        say(message("WARNING: Zonepath {path} is on a nosuid file system.", path=path))
 
 
 def _root(path: str, entry: Entry, command: str) -> Iterator[str]:

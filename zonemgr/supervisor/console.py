@@ -20,6 +20,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from zonemgr.errors import message, speaking
 from zonemgr.linux import pty
 from zonemgr.model.states import Notice
 from zonemgr.supervisor.loop import Loop
@@ -60,9 +61,10 @@ class ConsoleLog:
 class Client:
     """The one that is connected."""
 
-    def __init__(self, sock: socket.socket, pid: int, leave_on_halt: bool) -> None:
+    def __init__(self, sock: socket.socket, pid: int, locale: str, leave_on_halt: bool) -> None:
         self.sock = sock
         self.pid = pid
+        self.locale = locale
         self.leave_on_halt = leave_on_halt
         self.pending = bytearray()
 
@@ -207,11 +209,11 @@ class Console:
                 self._resize()
             sock.close()
         elif len(words) in (3, 4) and words[0] == b"IDENT" and words[1].isdigit():
-            self._identify(sock, int(words[1]), words[3:] == [b"1"])
+            self._identify(sock, int(words[1]), words[2].decode("ascii", "replace"), words[3:] == [b"1"])
         else:
             sock.close()
 
-    def _identify(self, sock: socket.socket, pid: int, leave_on_halt: bool) -> None:
+    def _identify(self, sock: socket.socket, pid: int, locale: str, leave_on_halt: bool) -> None:
         try:
             sock.send(b"%d\n" % self.client.pid if self.client else b"OK\n")
         except OSError:
@@ -220,7 +222,7 @@ class Console:
         if self.client is not None:
             sock.close()
             return
-        self.client = Client(sock, pid, leave_on_halt)
+        self.client = Client(sock, pid, locale, leave_on_halt)
         self._watch_client()
 
     def _watch_client(self) -> None:
@@ -286,13 +288,15 @@ class Console:
         """Tell the client, never the zone (reference 5.3)."""
         if self.client is None:
             return
-        text, leave = notice.value, notice is Notice.UNINSTALLING
-        if notice in (Notice.BOOTING, Notice.REBOOTING) and arguments:
-            text = f"{text} with arguments: {arguments}"
-        elif notice is Notice.BADARGS:
-            text = f"{text} {arguments}"
-        elif notice in (Notice.HALTED, Notice.BOOTFAILED) and self.client.leave_on_halt:
-            text, leave = f"{text}.  Disconnecting...", True
+        leave = notice is Notice.UNINSTALLING
+        with speaking(self.client.locale):
+            text = message(notice.value)
+            if notice in (Notice.BOOTING, Notice.REBOOTING) and arguments:
+                text = message("{notice} with arguments: {arguments}", notice=text, arguments=arguments)
+            elif notice is Notice.BADARGS:
+                text = f"{text} {arguments}"
+            elif notice in (Notice.HALTED, Notice.BOOTFAILED) and self.client.leave_on_halt:
+                text, leave = message("{notice}.  Disconnecting...", notice=text), True
         self._to_client(f"\r\n[{text}]\r\n".encode())
         if leave:
             self.disconnect()

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 
-from zonemgr.errors import Exit, ZoneError, message
+from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
 from zonemgr.linux import caps, process
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect, supervisors
 from zonemgr.model.states import GLOBAL_ZONE, State
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--host", action="store_true")
     options = parser.parse_args(arguments)
     layout = Layout.at(options.root)
+    speak(locale_of_environment())
     try:
         if options.verb == "serve":
             return serve(layout, options.words[0], options.ready_fd)

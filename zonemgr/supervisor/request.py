@@ -36,6 +36,12 @@ class Request:
     after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
 
     @property
+    def locale(self) -> str | None:
+        """The language of whoever asked."""
+        given = None if self.call is None else self.call.parameters.get("locale")
+        return str(given) if given else None
+
+    @property
     def upcall(self) -> bool:
         return self.call is None
 

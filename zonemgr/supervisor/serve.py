@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from zonemgr.errors import ConfigError, ZoneError, message
+from zonemgr.errors import ConfigError, ZoneError, message, speak, speaking
 from zonemgr.linux import process
 from zonemgr.linux.cgroup import Part
 from zonemgr.model.brandspec import Fate, RestartPolicy
@@ -192,7 +192,8 @@ class Supervisor:
         """Somebody at the door wants something done."""
         self.asked = True
         if len(request.arguments) > BOOTARGS_MAX:
-            self._finish(request, False, ["Boot argument list too long"])
+            with speaking(request.locale):
+                self._finish(request, False, [message("Boot argument list too long")])
         else:
             self._enqueue(request)
 
@@ -235,6 +236,7 @@ class Supervisor:
                 self._finish(request, False, [str(error)])
 
     def _begin(self, request: Request) -> None:
+        speak(request.locale)  # for all that is said until the next request begins, in the worker too
         seen = _observed(self.layout, self.zonename)
         state = seen.state if seen else State.CONFIGURED
         if request.command is None:
@@ -252,7 +254,7 @@ class Supervisor:
         elif isinstance(cell, Already):
             self._finish(request, True, [cell.text()], note=cell.text())
         elif cell.procedure.steps == (Step.SHUTDOWN,) and self.shutting is not None:
-            self._finish(request, False, ["shutdown already in progress"])
+            self._finish(request, False, [message("shutdown already in progress")])
         else:
             self._start(request, state, cell)
 
@@ -347,7 +349,7 @@ class Supervisor:
         request = self.current
         assert request is not None
         if len(request.messages) == MESSAGES_MAX:
-            text = "(further output is not shown)"
+            text = message("(further output is not shown)")
         elif len(request.messages) > MESSAGES_MAX:
             return
         request.messages.append(text)
@@ -402,7 +404,7 @@ class Supervisor:
             self._finish(request, False, request.messages)
             return
         request.messages.append(
-            request.failure or "the transition was interrupted; what it had done is taken back"
+            request.failure or message("the transition was interrupted; what it had done is taken back")
         )
         self._work_cgroup_kill()
         state = self._state()
@@ -448,9 +450,9 @@ class Supervisor:
         if self.shutting_timer is not None:
             self.shutting_timer.cancel()
         if request is not None:
-            self._finish(
-                request, ok, request.messages if ok else [*request.messages, "unable to shutdown zone"]
-            )
+            with speaking(request.locale):
+                failure = [] if ok else [message("unable to shutdown zone")]
+                self._finish(request, ok, [*request.messages, *failure])
 
     def _after_client(self) -> None:
         self.asked = True

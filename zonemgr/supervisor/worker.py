@@ -69,7 +69,7 @@ class Reporter:
         self._sock = sock
 
     def say(self, text: str) -> None:
-        packets.send(self._sock, {"say": text})
+        packets.send(self._sock, {"say": message(text)})
 
     def notice(self, notice: Notice, arguments: str = "") -> None:
         packets.send(self._sock, {"notice": notice.name, "arguments": arguments})
