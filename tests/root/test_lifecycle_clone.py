@@ -16,6 +16,7 @@ from zonemgr.brandkit.owners import Owners
 from zonemgr.brandkit.storage import Method
 from zonemgr.errors import PlatformError
 from zonemgr.store import idranges, zones
+from zonemgr.store.zones import Entry
 
 pytestmark = pytest.mark.requires("root")
 
@@ -187,8 +188,9 @@ def _clone(place: Path, wanted: Method | None) -> Method:
         (place / "one/root").mkdir(parents=True)
         _furnish(place / "one/root")
     (place / "two").mkdir()
-    choice = storage.choose(str(place / "one"), str(place / "two"), wanted)
-    storage.clone_root(str(place / "one"), str(place / "two"), choice.method, Owners())
+    source = Entry("one", zonepath=str(place / "one"))
+    choice = storage.choose(source, str(place / "two"), wanted)
+    storage.clone_root(source, str(place / "two"), choice.method, Owners())
     _check_furniture(place / "two/root")
     assert os.listdir(place / "two") == ["root"]
     _remove(place / "two")

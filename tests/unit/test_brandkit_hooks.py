@@ -21,10 +21,10 @@ SOON_S = 20.0
 
 
 def _run(
-    call: Callable[[], int | None], deadline_s: float = SOON_S, zonename: str = ""
+    call: Callable[[], int | None], deadline_s: float = SOON_S, zone: ZoneInfo | None = None
 ) -> tuple[int, list[str]]:
     heard: list[str] = []
-    status = hooks.run_hook(call, name="the hook", deadline_s=deadline_s, say=heard.append, zonename=zonename)
+    status = hooks.run_hook(call, name="the hook", deadline_s=deadline_s, say=heard.append, zone=zone)
     return status, heard
 
 
@@ -163,7 +163,7 @@ def test_a_hook_has_a_clean_world_of_its_own(monkeypatch: pytest.MonkeyPatch, tm
         mask = os.umask(0)
         print(oct(mask))
 
-    _status, heard = _run(call, zonename="web")
+    _status, heard = _run(call, zone=ZoneInfo.of(Zone("web", "/zones/web")))
     os.close(reading_fd)
     os.close(writing_fd)
     assert heard == [

@@ -202,6 +202,9 @@ class Brand:
     def postsnap(self, zone: ZoneInfo) -> int | None:
         """On the source of a clone, after its root was snapshot."""
 
+    def validatesnap(self, zone: ZoneInfo, snapshot: str) -> int | None:
+        """On the source of a clone -s: refuse a folder that is no snapshot of its zonepath, or not fit to be copied."""
+
     def postclone(self, zone: ZoneInfo, arguments: Sequence[str]) -> int | None:
         """The clone ``zone`` has its root.  Failure leaves it incomplete."""
 
@@ -282,6 +285,7 @@ HOOKS: Final = (
     "uninstall",
     "presnap",
     "postsnap",
+    "validatesnap",
     "clone",
     "postclone",
     "unconfigure",

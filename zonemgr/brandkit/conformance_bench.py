@@ -35,7 +35,7 @@ DEMANDS_FILE: Final = "conformance.toml"
 TIMEOUT_S: Final = 120.0
 REPORT_VERSION: Final = 1
 # Hooks whose absence means something (a built-in way), so they are traced only where the brand has them.
-_OPTIONAL: Final = frozenset({"clone", "query", "presnap", "postsnap"})
+_OPTIONAL: Final = frozenset({"clone", "query", "presnap", "postsnap", "validatesnap"})
 _UNTRACED: Final = frozenset({"init_program", "lacks"})
 
 

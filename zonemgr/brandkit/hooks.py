@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, NoReturn
 
 from zonemgr.brandkit.base import Brand, NotCompleted, ZoneInfo
@@ -54,7 +55,7 @@ def run_brand_hook(
     method = getattr(brand, hook)
     name = f"brand '{brand.name}' {hook}"
     return run_hook(
-        lambda: method(zone, *arguments), name=name, deadline_s=deadline_s, say=say, zonename=zone.zonename
+        lambda: method(zone, *arguments), name=name, deadline_s=deadline_s, say=say, zone=zone
     )
 
 
@@ -65,8 +66,8 @@ def run_brand_hook_plain(brand: Brand, hook: str, *, deadline_s: float, say: Say
     return run_hook(getattr(brand, hook), name=f"brand '{brand.name}' {hook}", deadline_s=deadline_s, say=say)
 
 
-def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zonename: str = "") -> int:
-    """Run ``call`` in a child of ours and return its exit status.  Raises HookError.
+def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zone: ZoneInfo | None = None) -> int:
+    """Run ``call``, about ``zone``, in a child of ours and return its exit status.  Raises HookError.
 
     ``name`` is what error texts call it.  ``say`` receives each line it prints, to stdout or stderr, as it comes.  A
     process that the hook leaves behind may keep the pipe open: the end of the hook counts, not that of the output.
@@ -75,7 +76,7 @@ def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zonename: st
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _be_the_hook(call, name, writing_fd, parent, zonename)
+        _be_the_hook(call, name, writing_fd, parent, zone)
     os.close(writing_fd)
     try:
         status = _follow(pid, _Lines(reading_fd, say), time.monotonic() + deadline_s)
@@ -186,15 +187,23 @@ def _kill(pid: int, pid_fd: int) -> None:
 # -- the child's side -------------------------------------------------------------------------------------------
 
 
-def _be_the_hook(call: Call, name: str, output_fd: int, parent: int, zonename: str) -> NoReturn:
+def _be_the_hook(call: Call, name: str, output_fd: int, parent: int, zone: ZoneInfo | None) -> NoReturn:
     code: int = HookExit.FATAL
     try:
-        _settle(output_fd, parent, zonename)
-        code = _result(call, name)
+        _settle(output_fd, parent, zone.zonename if zone else "")
+        code = _result(partial(_with_root, call, zone) if zone else call, name)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code & 0xFF)
+
+
+def _with_root(call: Call, zone: ZoneInfo) -> int | None:
+    """The call, with all layers of the zone's root seen as one."""
+    from zonemgr.brandkit import layers
+
+    layers.show(zone)
+    return call()
 
 
 def _settle(output_fd: int, parent: int, zonename: str) -> None:

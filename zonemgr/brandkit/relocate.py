@@ -1,4 +1,4 @@
-"""Moving a zone to another folder or another name, so that an interruption at any moment can be mended.
+"""Moving a zone to another folder or name, or its root to a frozen origin, so that any interruption can be mended.
 
 The journal comes first, the zone is *incomplete* meanwhile (nobody can boot it), and one step decides: the
 configuration with the new path (move), the removal of the old configuration (rename).  Before it everything is taken
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from zonemgr.brandkit import storage, zonepath
+from zonemgr.brandkit import layers, storage, zonepath
 from zonemgr.brandkit.owners import AS_THEY_ARE
 from zonemgr.brandkit.tree import Tick
 from zonemgr.brandkit.zonepath import Say
@@ -45,6 +45,8 @@ def move(layout: Layout, name: str, target: str, prepare: Callable[[], None], sa
     prepare()
     _claim(layout, name)
     if not _renamed(entry.zonepath, target):
+        if entry.layers:
+            raise PlatformError("its root is in layers, which stay on their file system; export and import it instead")
         _copy(entry.zonepath, target, say, tick)
     _set_zonepath(layout, name, target)
     recover(layout, name, say)
@@ -137,6 +139,18 @@ def _write_under_new_name(layout: Layout, entry: Entry, new_name: str, target: s
     files.write_atomic(layout.config(new_name), renamed.text)
 
 
+def freeze(layout: Layout, name: str, say: Say) -> tuple[str, ...]:
+    """Make an installed zone's root an origin that it shares with a clone; the layers of both.
+
+    The caller holds the administration lock.  Raises ZoneError, OSError.
+    """
+    try:
+        layers.freeze(layout, name, lambda: _claim(layout, name))
+    finally:
+        recover(layout, name, say)
+    return zones.read_entry(layout, name).layers
+
+
 # -- mending ----------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +163,9 @@ def recover(layout: Layout, name: str, say: Say) -> None:
         _recover_move(layout, record, say)
     elif record["verb"] == "rename":
         _recover_rename(layout, record)
+    elif record["verb"] == "freeze" and zones.exists(layout, name):
+        layers.recover(layout, name, record["origin"])
+        _restore_state(layout, name, State.INSTALLED, record["uuid"])
     journal.end(layout, record["zonename"])
 
 

@@ -17,7 +17,7 @@ from zonemgr.linux import paths
 
 Say = Callable[[str], None]
 
-STANDARD_ENTRIES: Final = ("dev", "lu", "root", "SUNWdetached.json", "SUNWattached.json")
+STANDARD_ENTRIES: Final = ("dev", "lu", "root", "root.new", "work", "SUNWdetached.json", "SUNWattached.json")
 _DEPTH_MAX: Final = 100  # levels that are descended before a folder is moved up instead
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

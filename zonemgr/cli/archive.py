@@ -21,6 +21,7 @@ import click
 from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.cli.install import (
     administration,
+    at_rest,
     check,
     forget,
     require_root,
@@ -58,7 +59,8 @@ def export(session: Session, name: str, filename: str) -> int:
         if filename == "-" and sys.stdout.isatty():
             raise UsageError("an archive is not for a terminal: give a file with -f, or a pipe")
         check(session, "export", name)
-        with administration(session.layout, name, say_of(session, name)):
+        layout = session.layout
+        with administration(layout, name, say_of(session, name)), at_rest(layout, name):
             check(session, "export", name)
             with _target(filename) as fd:
                 _export(session, name, fd, filename)
@@ -66,7 +68,7 @@ def export(session: Session, name: str, filename: str) -> int:
 
 
 def _export(session: Session, name: str, fd: int, filename: str) -> None:
-    from zonemgr.brandkit import archive, storage, tree, zonepath
+    from zonemgr.brandkit import archive, layers, tree, zonepath
     from zonemgr.brandkit.compression import Kind, compressed
     from zonemgr.cli.clone import owners_of
     from zonemgr.cli.progress import progress
@@ -77,7 +79,7 @@ def _export(session: Session, name: str, fd: int, filename: str) -> None:
     entry = zones.read_entry(layout, name)
     zonepath.refuse_mounts(zone.zonepath, say_of(session, name))
     try:
-        with storage.folder(f"{zone.zonepath}/root") as root_fd:
+        with layers.opened_root(entry) as root_fd:
             size = tree.measure(root_fd).size_bytes
             manifest = archive.Manifest(
                 zonename=name,
@@ -93,8 +95,6 @@ def _export(session: Session, name: str, fd: int, filename: str) -> None:
                 archive.write(out, manifest, root_fd, owners_of(layout, name), tick)
     except OSError as error:
         raise PlatformError("cannot export to {path}: {why}", path=filename, why=error.strerror or error) from error
-    # A boot takes no lock that would have kept it out.
-    check(session, "export", name)
 
 
 @contextmanager

@@ -68,6 +68,8 @@ def _detach(session: Session, name: str, arguments: Sequence[str]) -> int:
     brand = loader.load(zone.brand, layout)
     verify_for(session, zone, "detach")
     zonepath.refuse_mounts(zone.zonepath, say)
+    if zones.read_entry(layout, name).layers:
+        raise PlatformError("its root is in layers, some of which other zones share; export and import it instead")
     info = ZoneInfo.of(zone, str(layout.root))
     for hook in ("predetach", "detach"):
         status = run_hook(session, brand, hook, info, arguments, brand.install_deadline_s)

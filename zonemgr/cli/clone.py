@@ -7,6 +7,8 @@ made here; what a brand's own hook made is cleaned up only when the hook says th
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +18,7 @@ from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import HookExit
 from zonemgr.cli.install import (
     administration,
+    at_rest,
     call_hook,
     check,
     forget,
@@ -35,6 +38,7 @@ from zonemgr.store.paths import Layout
 if TYPE_CHECKING:
     from zonemgr.brandkit.owners import Owners
     from zonemgr.brandkit.storage import Method
+    from zonemgr.store.zones import Entry
 
 POSTCLONE_FAILED: Final = "post-clone configuration failed."
 
@@ -44,19 +48,27 @@ POSTCLONE_FAILED: Final = "post-clone configuration failed."
 @click.argument("name", metavar="NAME")
 @click.argument("arguments", metavar="[BRAND OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "-m", "--method", metavar="METHOD", help="btrfs, reflink or copy (default: the cheapest possible)."
+    "-m",
+    "--method",
+    metavar="METHOD",
+    help="btrfs, reflink or copy (default: the first that is possible), or overlay (SOURCE then shares its root too).",
 )
+@click.option("-s", "--snapshot", metavar="DIR", help="What to copy: a snapshot of SOURCE's zonepath; SOURCE may run.")
 @click.pass_obj
-def clone(session: Session, source: str, name: str, arguments: tuple[str, ...], method: str | None) -> int:
+def clone(
+    session: Session, source: str, name: str, arguments: tuple[str, ...], method: str | None, snapshot: str | None
+) -> int:
     """Make zone NAME a copy of SOURCE, which is installed and does not run.
 
     A NAME that is not configured gets SOURCE's configuration with addresses, a path and a name of its own.
     """
     with session.about(name):
-        return _clone(session, source, name, arguments, method)
+        return _clone(session, source, name, arguments, method, snapshot)
 
 
-def _clone(session: Session, source: str, name: str, arguments: Sequence[str], method: str | None) -> int:
+def _clone(
+    session: Session, source: str, name: str, arguments: Sequence[str], method: str | None, snapshot: str | None
+) -> int:
     from zonemgr.brandkit import storage
     from zonemgr.model.grid import name_check
     from zonemgr.store import zones
@@ -67,7 +79,9 @@ def _clone(session: Session, source: str, name: str, arguments: Sequence[str], m
     zones.check_name(name)
     if source == name:
         raise StateError("a zone cannot be cloned onto itself")
-    refuse_source(session.layout, source)
+    if snapshot is not None:
+        snapshot = _checked_snapshot(snapshot)
+    refuse_source(session.layout, source, may_run=snapshot is not None)
     configured_here = not zones.exists(session.layout, name)
     if configured_here:
         _configure(session, source, name)
@@ -75,7 +89,7 @@ def _clone(session: Session, source: str, name: str, arguments: Sequence[str], m
     try:
         with administration(session.layout, name), administration(session.layout, source):
             check(session, "clone", name)
-            status = _Clone(session, source, name).perform(arguments, wanted)
+            status = _Clone(session, source, name, snapshot).perform(arguments, wanted)
         cloned = status == Exit.OK
         return status
     finally:
@@ -84,13 +98,22 @@ def _clone(session: Session, source: str, name: str, arguments: Sequence[str], m
                 take_back_configuration(session.layout, name)
 
 
-def refuse_source(layout: Layout, source: str) -> None:
-    """Only an installed zone that does not run can be copied.  Raises ZoneError."""
+def _checked_snapshot(path: str) -> str:
+    """Raises PlatformError for what cannot be a snapshot of a zonepath."""
+    path = os.path.abspath(path)
+    if not os.path.isdir(f"{path}/root") or os.path.islink(f"{path}/root"):
+        raise PlatformError("{path} is no snapshot of a zonepath: there is no folder 'root' in it", path=path)
+    return path
+
+
+def refuse_source(layout: Layout, source: str, *, may_run: bool = False) -> None:
+    """Only an installed zone can be copied, and only a snapshot of one that runs.  Raises ZoneError."""
     from zonemgr.model.grid import name_check
+    from zonemgr.store import zones
     from zonemgr.store.observe import observe
 
     name_check("clone", source)
-    state = observe(layout, source).state
+    state = zones.read_entry(layout, source).state if may_run else observe(layout, source).state
     if state.active:
         raise StateError("clone operation is invalid for {state} zones.", state=state.label)
     if state is not State.INSTALLED:
@@ -119,12 +142,13 @@ def take_back_configuration(layout: Layout, name: str) -> None:
 class _Clone:
     """One clone, from the checks of the target on."""
 
-    def __init__(self, session: Session, source: str, name: str) -> None:
+    def __init__(self, session: Session, source: str, name: str, snapshot: str | None) -> None:
         from zonemgr.brandkit import loader
         from zonemgr.store import zones
 
         self.session = session
         self.layout = session.layout
+        self.snapshot = snapshot
         self.source = zones.load(self.layout, source)
         self.zone = zones.load(self.layout, name)
         self.brand: Brand = loader.load(self.zone.brand, self.layout)
@@ -134,7 +158,7 @@ class _Clone:
         """The exit status.  Raises ZoneError."""
         from zonemgr.store import idranges, zones
 
-        refuse_source(self.layout, self.source.zonename)
+        refuse_source(self.layout, self.source.zonename, may_run=self.snapshot is not None)
         if self.source.brand != self.zone.brand:
             raise BrandError(
                 "Zones '{source}' and '{target}' have different brand types.",
@@ -189,24 +213,59 @@ class _Clone:
             raise
 
     def _copy(self, wanted: Method | None) -> None:
+        from zonemgr.store import zones
+
+        entry = zones.read_entry(self.layout, self.source.zonename)
+        if self.snapshot is not None:
+            self._validate_snapshot(self.snapshot, entry)
+            self._copy_root(dataclasses.replace(entry, zonepath=self.snapshot), wanted)
+            return
+        with at_rest(self.layout, entry.zonename):
+            refuse_source(self.layout, entry.zonename)
+            self._copy_root(entry, wanted)
+
+    def _validate_snapshot(self, path: str, entry: Entry) -> None:
+        """Raises ZoneError when the source's brand does not take it for one."""
+        if entry.layers:
+            raise PlatformError("the source's root is in layers: a snapshot of its zonepath holds only one of them")
+        info = ZoneInfo.of(self.source, str(self.layout.root))
+        if call_hook(
+            self.session, self.brand, "validatesnap", info, path, deadline_s=self.brand.install_deadline_s
+        ):
+            raise BrandError("brand '{brand}' refuses the snapshot {path}", brand=self.brand.name, path=path)
+
+    def _copy_root(self, source: Entry, wanted: Method | None) -> None:
         from zonemgr.brandkit import storage, zonepath
         from zonemgr.brandkit.storage import Method
         from zonemgr.cli.progress import progress
 
-        name, source, target = self.zone.zonename, self.source.zonepath, self.zone.zonepath
-        zonepath.refuse_mounts(source, say_of(self.session, name))
+        name, target = self.zone.zonename, self.zone.zonepath
+        zonepath.refuse_mounts(f"{source.zonepath}/root", say_of(self.session, name))
         choice = storage.choose(source, target, wanted)
         self.session.note(choice.cost, name)
-        if choice.method is Method.BTRFS:
+        if choice.method is Method.OVERLAY:
+            self._share(source)
+            return
+        about_snapshot = choice.method is Method.BTRFS and self.snapshot is None
+        if about_snapshot:
             self._about_snapshot("presnap")
         with progress(self.session, f"cloning {self.source.zonename}", choice.size.size_bytes) as tick:
-            storage.clone_root(
-                source, target, choice.method, owners_of(self.layout, self.source.zonename), tick
-            )
-        if choice.method is Method.BTRFS:
+            storage.clone_root(source, target, choice.method, owners_of(self.layout, self.source.zonename), tick)
+        if about_snapshot:
             self._about_snapshot("postsnap")
-        # A boot is no administration: it takes no lock that would have kept it out.
-        refuse_source(self.layout, self.source.zonename)
+
+    def _share(self, source: Entry) -> None:
+        """Source and clone go on above the source's root as it is now.  Raises ZoneError, OSError."""
+        from zonemgr.brandkit import layers, relocate
+        from zonemgr.store import zones
+
+        if self.snapshot is not None:
+            raise PlatformError("cannot clone by overlay: what a snapshot holds is not the source's to share")
+        name = self.zone.zonename
+        with undisturbed():
+            shared = relocate.freeze(self.layout, source.zonename, say_of(self.session, name))
+            zones.update_entry(self.layout, name, layers=shared)
+            layers.new_root(self.zone.zonepath, layers.ROOT, shared[0])
 
     def _about_snapshot(self, hook: str) -> None:
         """What the brand does to the source around a snapshot."""
@@ -236,7 +295,7 @@ def reset_identity(session: Session, brand: Brand, info: ZoneInfo, old: str, hos
                 name="the change of identity",
                 deadline_s=deadline_s,
                 say=say,
-                zonename=info.zonename,
+                zone=info,
             ) or run_brand_hook(brand, "unconfigure", info, deadline_s=deadline_s, say=say)
     except HookError as error:
         session.report(error, info.zonename)

@@ -84,6 +84,15 @@ def administration(layout: Layout, name: str, say: Callable[[str], None] = lambd
         lock.release()
 
 
+@contextmanager
+def at_rest(layout: Layout, name: str) -> Iterator[None]:
+    """In here nothing brings the zone up: its files are being read.  Raises BusyError when it just comes up."""
+    from zonemgr.store.locks import use_lock
+
+    with use_lock(layout, name, shared=True):
+        yield
+
+
 def _mend(layout: Layout, name: str, say: Callable[[str], None]) -> None:
     from zonemgr.brandkit import relocate
 
@@ -200,9 +209,11 @@ def finish(session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments:
 
 def forget(layout: Layout, name: str) -> None:
     """The zone is configured again: nothing is on the disk, and its ids are free for others."""
+    from zonemgr.brandkit import layers
     from zonemgr.store import idranges, zones
 
     # The state last: whoever dies before it leaves a zone that can be uninstalled, which releases once more.
+    layers.release(layout, name)
     zones.update_entry(layout, name, uid_base=None, idmap_marker=None)
     idranges.release(layout, name)
     zones.set_state(layout, name, State.CONFIGURED)

@@ -7,6 +7,7 @@ import os
 
 import click
 
+from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.cli.install import administration, check, say_of, undisturbed, verify_for
 from zonemgr.cli.output import Session
 from zonemgr.errors import ConfigError, PlatformError, UsageError
@@ -152,10 +153,12 @@ def _tell_root(session: Session, zone: Zone, new_name: str) -> None:
     if zone.hostname is not None or entry.state is not State.INSTALLED:
         return
     say = say_of(session, new_name)
+    info = ZoneInfo.of(zones.load(session.layout, new_name), str(session.layout.root))
     run_hook(
-        lambda: identity.rename(f"{entry.zonepath}/root", zone.zonename, new_name),
+        lambda: identity.rename(info.root, zone.zonename, new_name),
         name="the change of the host name",
         deadline_s=30,
         say=say,
+        zone=info,
     )
 

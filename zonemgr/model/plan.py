@@ -129,6 +129,28 @@ class StartZsched(Op):
 
 
 @dataclass(frozen=True)
+class Layers(Op):
+    """The layers of the zone's root put together at its place, each with its ids mapped."""
+
+    kind: ClassVar[str] = "layers"
+    zonepath: str
+    layers: tuple[str, ...]
+
+    @property
+    def root(self) -> str:
+        """What is written: the uppermost layer, and where all of them are seen."""
+        return f"{self.zonepath}/root"
+
+    @property
+    def work(self) -> str:
+        """The overlay's own folder."""
+        return f"{self.zonepath}/work"
+
+    def describe(self) -> str:
+        return f"mount an overlay of {self.root} upon {' '.join(self.layers)}, ids mapped"
+
+
+@dataclass(frozen=True)
 class RootTree(Op):
     """The zone's own root as the root of its mount tree."""
 

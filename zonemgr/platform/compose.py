@@ -59,6 +59,7 @@ class Subject:
     mode: Mode
     uid_base: int
     uuid: str
+    layers: tuple[str, ...] = ()  # frozen origins that the zone's root lies on, the uppermost first
 
     @property
     def root(self) -> str:
@@ -75,6 +76,8 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
         limits = limits_of(zone)
         ops += [] if limits.empty else [limits]
+    if subject.layers:
+        ops.append(plan.Layers(zone.zonepath, subject.layers))
     ops += _alternate_tree(subject) if subject.mode.alternate else _tree(subject)
     ops.append(plan.Mask(MASKED, READ_ONLY + (READ_ONLY_PRIVILEGED if zone.privileged else ())))
     if subject.mode is Mode.BOOT:

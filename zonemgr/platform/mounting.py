@@ -13,9 +13,10 @@ import os
 from pathlib import Path
 
 from zonemgr.errors import PlatformError, message
-from zonemgr.linux import mounts, namespaces, paths
+from zonemgr.linux import mounts, namespaces, overlay, paths
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
+from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.platform import shift
 from zonemgr.platform.stage import Stage
 from zonemgr.store import zones
@@ -71,6 +72,42 @@ def attach(
 
 
 # -- roots ------------------------------------------------------------------------------------------------------
+
+
+_SPARE_ID = 0xFFFFFFF0  # what the host's root, who makes the overlay's own files, is called on the disk of a layer
+
+
+def root_layers(op: plan.Layers, stage: Stage) -> None:
+    """The overlay on the zonepath's root in M0.  Its layers have their ids mapped: on it the kernel maps none.
+
+    Whoever made the overlay writes its bookkeeping, so the map has to have a name for the host's root.
+    """
+    if not stage.privileged:
+        rows = [(0, stage.uid_base, IDS_PER_ZONE), (_SPARE_ID, 0, 1)]
+        user_fd = namespaces.make_user_namespace(rows, rows)
+        try:
+            for path in (op.zonepath, *op.layers):
+                _map_in_place(path, user_fd)
+        finally:
+            os.close(user_fd)
+    with overlay.opened(op.root, op.work, *op.layers) as (root_fd, work_fd, *lower_fds):
+        mount_fd = overlay.assemble((root_fd, work_fd), lower_fds, mounts.ATTR_NODEV)
+        try:
+            mounts.move_mount(mount_fd, root_fd)
+        finally:
+            os.close(mount_fd)
+    stage.shifted = True
+
+
+def _map_in_place(path: str, user_fd: int) -> None:
+    """Cover a folder with itself, its ids mapped."""
+    with overlay.opened(path) as (place_fd,):
+        tree_fd = mounts.open_tree("", dir_fd=place_fd, empty_path=True)
+        try:
+            mounts.set_attributes(tree_fd, set=mounts.ATTR_IDMAP, userns_fd=user_fd)
+            mounts.move_mount(tree_fd, place_fd)
+        finally:
+            os.close(tree_fd)
 
 
 def root_tree(op: plan.RootTree, stage: Stage) -> None:
@@ -200,8 +237,8 @@ def _why_not_opened(op: plan.Bind, error: OSError) -> str:
 def _map_bind(op: plan.Bind, tree_fd: int, stage: Stage, flags: int) -> None:
     if op.idmap == "none" or stage.privileged:
         return
-    if stage.shifted and Path(op.special).is_relative_to(stage.root):
-        return  # its ids on disk are the zone's already
+    if stage.shifted and op.within not in ("", "/"):
+        return  # of the zone's own root: its ids on disk are the zone's already
     if op.idmap == "zone":
         try:
             map_ids(tree_fd, stage, op.special, op.recursive)

@@ -95,6 +95,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Loopback: network.loopback,
 }
 _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
+    plan.Layers: mounting.root_layers,
     plan.RootTree: mounting.root_tree,
     plan.ScratchRoot: mounting.scratch_root,
     plan.Bind: mounting.bind,

@@ -16,15 +16,21 @@ from typing import Self
 
 from zonemgr.errors import BusyError, PlatformError
 from zonemgr.store.files import make_directory
+from zonemgr.store.paths import Layout
 
 _POLL_S = 0.02
 
 
 class FileLock:
-    """An exclusive lock on a file.  As a context manager it waits at most ``deadline_s``, then raises BusyError."""
+    """A lock on a file, exclusive unless ``shared``.  As a context manager it waits at most ``deadline_s``, then raises
+    BusyError.
+    """
 
-    def __init__(self, path: Path, *, busy: str | None = None, deadline_s: float = 30.0) -> None:
+    def __init__(
+        self, path: Path, *, busy: str | None = None, deadline_s: float = 30.0, shared: bool = False
+    ) -> None:
         self.path = path
+        self.kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self.busy = busy or f"{path} is locked by another process"
         self.deadline_s = deadline_s
         self._fd = -1
@@ -44,7 +50,7 @@ class FileLock:
         while True:
             fd = self._open()
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, self.kind if blocking else self.kind | fcntl.LOCK_NB)
             except OSError as error:
                 os.close(fd)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -98,3 +104,11 @@ class FileLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def use_lock(layout: Layout, name: str, *, shared: bool) -> FileLock:
+    """Held shared by whoever reads the files of a zone that does not run, exclusively by a zone that comes up: until
+    others can see that it is active.
+    """
+    busy = "the zone comes up just now" if shared else "the zone's files are being copied: wait for clone or export"
+    return FileLock(layout.zone_run(name) / "use.lock", busy=busy, deadline_s=0.0, shared=shared)

@@ -34,6 +34,7 @@ class Entry:
     zonepath: str = ""
     ip_type: str = "exclusive"
     idmap_marker: str | None = None
+    layers: tuple[str, ...] = ()  # the frozen origins that its root lies on, the uppermost first
     label: str = ""  # of the configuration; not stored
 
 
@@ -142,6 +143,7 @@ def _stored(layout: Layout, name: str) -> Entry:
             zonepath=str(table.get("zonepath", "")),
             ip_type=str(table.get("ip_type", "exclusive")),
             idmap_marker=table.get("idmap_marker"),
+            layers=tuple(map(str, table.get("layers", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlatformError("{path} is damaged: {why!r}", path=path, why=error) from error

@@ -19,6 +19,7 @@ from zonemgr.platform.stage import Born, Stage
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot, verify, zoneids, zones
 from zonemgr.store.instance import Instance, Mode, Phase
+from zonemgr.store.locks import use_lock
 from zonemgr.supervisor import statehooks, teardown, zsched
 from zonemgr.supervisor.anchor import SOCKET, Anchor
 from zonemgr.supervisor.transition import Transition
@@ -30,7 +31,8 @@ def ready(transition: Transition, mode: Mode) -> None:
     transition.zone = None
     statehooks.pre(transition, transition.state, Command.READY)
     try:
-        _bring_up(transition, mode)
+        with use_lock(transition.layout, transition.zonename, shared=False):
+            _bring_up(transition, mode)
         statehooks.post(transition, transition.state, Command.READY)
     except Exception:
         statehooks.post_ignored(transition, State.READY, Command.HALT)
@@ -55,6 +57,7 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             mode=mode,
             uid_base=instance.uid_base,
             uuid=entry.uuid,
+            layers=entry.layers,
         )
         instances.write(layout, instance)
         builder = _Builder(transition, instance, subject.root)

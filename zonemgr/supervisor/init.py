@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zonemgr.brandkit import contract, loader
+from zonemgr.brandkit import contract, layers, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError, ZoneError
 from zonemgr.linux import labels
@@ -19,6 +19,7 @@ from zonemgr.store.instance import Instance
 def program_of(brand: Brand, zone: ZoneInfo) -> InitProgram:
     """What the brand wants to run in this zone.  Raises ZoneError."""
     try:
+        layers.show(zone)
         program = brand.init_program(zone)
     except ZoneError:
         raise

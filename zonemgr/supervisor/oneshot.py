@@ -104,6 +104,7 @@ def _subject(layout: Layout, zonename: str, mode: Mode) -> compose.Subject:
         mode=mode,
         uid_base=entry.uid_base or UNKNOWN_BASE,
         uuid=entry.uuid,
+        layers=entry.layers,
     )
 
 

@@ -32,7 +32,7 @@ def run(transition: Transition, name: str, call: Callable[[ZoneInfo], int | None
     status = hooks.run_hook(
         lambda: call(info),
         name=full_name,
-        zonename=transition.zonename,
+        zone=info,
         deadline_s=transition.settings.hook_s,
         say=say,
     )
