@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import struct
 from pathlib import Path
@@ -16,6 +17,7 @@ from zonemgr.brandkit.owners import Owners
 from zonemgr.brandkit.storage import Method
 from zonemgr.errors import PlatformError
 from zonemgr.store import idranges, zones
+from zonemgr.store.locks import use_lock
 from zonemgr.store.zones import Entry
 
 pytestmark = pytest.mark.requires("root")
@@ -285,3 +287,99 @@ def test_moving_owners_again_changes_nothing(tmp_path: Path) -> None:
         tree.move_owners(fd, Owners(524288))
         assert ((tmp_path / "file").stat().st_uid, (tmp_path / "file").stat().st_gid) == (7, 8)
     os.close(fd)
+
+
+# -- by overlay -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requires("userns", "net", "cgroup")
+def test_source_and_clone_by_overlay_go_their_own_ways(instance: Instance) -> None:
+    instance.installed("web")
+    done = instance.run("clone", "-m", "overlay", "web", "new")
+    assert "overlay: takes no space until one side changes" in done.stderr
+    assert not list(_root(instance, "web").iterdir())  # all of it is in the origin
+    instance.run("boot", "web", "new")
+    changes = "echo mine > /etc/mine; mv /var/log /var/old; rm /etc/profile; touch -d @5 /etc/passwd; mkdir /srv/own"
+    look = "ls -dn /etc/mine /var/log /var/old /etc/profile /srv/own 2>&1; stat -c %u:%g:%Y /etc/passwd; hostname"
+    before = instance.login("web", "sh", "-c", f"{look}; cat /etc/machine-id")
+    instance.login("new", "sh", "-c", changes)
+    assert instance.login("web", "sh", "-c", f"{look}; cat /etc/machine-id") == before
+    instance.run("reboot", "new")
+    after = instance.login("new", "sh", "-c", look)
+    assert "0 0" in after and "0:0:5\nnew\n" in after and "'/var/log': No such" in after
+    instance.run("halt", "web", "new")
+
+    # What reads and writes roots sees the layers as one.
+    instance.run("clone", "new", "copy")
+    assert (_root(instance, "copy") / "etc/mine").stat().st_uid == 0 and (_root(instance, "copy") / "var/old").is_dir()
+    instance.run("export", "new", "-f", str(instance.root / "new.tar"))
+    instance.run("import", "back", "-f", str(instance.root / "new.tar"))
+    assert (_root(instance, "back") / "etc/mine").read_text() == "mine\n"
+    instance.run("rename", "new", "www")
+    instance.run("mount", "www")
+    assert instance.login("www", "cat", "/a/etc/mine", "/etc/hostname") == "mine\nwww\n"
+    instance.run("unmount", "www")
+    assert "its root is in layers" in instance.run("detach", "www", check=1).stderr
+    instance.run("move", "www", str(instance.root / "elsewhere"))
+    instance.run("boot", "www")
+    assert instance.login("www", "cat", "/etc/mine") == "mine\n"
+    instance.run("halt", "www")
+
+
+@pytest.mark.requires("userns")
+def test_an_origin_stays_as_long_as_a_zone_lies_on_it(instance: Instance) -> None:
+    instance.installed("web", "--no-net")
+    instance.run("clone", "-m", "overlay", "web", "one")
+    (layer,) = zones.read_entry(instance.layout, "web").layers
+    instance.run("clone", "-m", "overlay", "web", "two")  # nothing was written meanwhile: no further layer
+    assert zones.read_entry(instance.layout, "two").layers == (layer,)
+    (_root(instance, "web") / "srv").mkdir()
+    instance.run("clone", "-m", "overlay", "web", "three")
+    assert zones.read_entry(instance.layout, "three").layers[1:] == (layer,)
+    for name in ("web", "two", "three"):
+        instance.run("uninstall", "-F", name)
+        assert Path(layer).is_dir()
+    origins = Path(layer).parent.parent
+    assert os.listdir(origins) == [Path(layer).parent.name]
+    instance.run("uninstall", "-F", "one")
+    assert not origins.exists()
+
+
+def test_what_cannot_be_shared_is_refused_and_changes_nothing(instance: Instance) -> None:
+    instance.installed("web", "--no-net")
+    with overlay(instance.root / "parts") as place:
+        instance.configured("new", "--no-net", f"zonepath={place}/new")
+        done = instance.run("clone", "-m", "overlay", "web", "new", check=1)
+        assert "cannot clone by overlay: the file system maps no ids" in done.stderr
+        assert not (place / "new").exists()
+    assert not zones.read_entry(instance.layout, "web").layers
+    instance.run("detach", "web")
+
+
+def test_a_snapshot_is_cloned_in_the_place_of_its_source(instance: Instance) -> None:
+    instance.installed("web")
+    snapshot = instance.root / "snapshot"
+    shutil.copytree(_root(instance, "web"), snapshot / "root", symlinks=True)
+    (snapshot / "root/srv/then").touch()
+    instance.run("boot", "web")
+    instance.run("clone", "-s", str(snapshot), "web", "new")
+    assert (_root(instance, "new") / "srv/then").exists()
+    instance.run("halt", "web")
+    done = instance.run("clone", "-s", str(instance.root), "web", "other", check=1)
+    assert "is no snapshot of a zonepath" in done.stderr
+
+
+# -- against a boot ---------------------------------------------------------------------------------------------
+
+
+def test_a_boot_and_a_copy_of_the_same_root_exclude_each_other(instance: Instance) -> None:
+    instance.installed("web", "--no-net")
+    with use_lock(instance.layout, "web", shared=True):
+        done = instance.run("boot", "web", check=1)
+        assert "the zone's files are being copied: wait for clone or export" in done.stderr
+        assert instance.state("web") == "installed"
+        instance.run("export", "web", "-f", str(instance.root / "web.tar"))  # readers do not mind each other
+    with use_lock(instance.layout, "web", shared=False):
+        assert "the zone comes up just now" in instance.run("clone", "web", "new", check=1).stderr
+    instance.run("boot", "web")
+    instance.run("halt", "web")

@@ -134,9 +134,21 @@ def converse(layout: Layout, talk: Conversation, request: Request) -> None:
 
     zonename = talk.zonename
     name_check(request.verb, zonename)
+    _mend(layout, talk)
     seen = observe(layout, zonename)
     client_check(request.verb, seen.state if seen.state.active else None, seen.state, request.force)
     talk.finish(_ask(layout, talk, request))
+
+
+def _mend(layout: Layout, talk: Conversation) -> None:
+    """An interrupted verb may have left the zone incomplete for a moment only: it is finished or undone first."""
+    from zonemgr.store import journal
+
+    if os.geteuid() == 0 and journal.pending(layout, talk.zonename):
+        from zonemgr.cli.install import administration
+
+        with administration(layout, talk.zonename, talk.hear):
+            pass
 
 
 def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
