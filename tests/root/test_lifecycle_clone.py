@@ -53,7 +53,10 @@ def test_a_clone_boots_beside_its_source(instance: Instance) -> None:
     instance.installed("web")
     instance.run("clone", "web", "new")
     instance.run("boot", "web", "new")
-    assert [instance.login(name, "cat", "/proc/sys/kernel/hostname") for name in ("web", "new")] == ["web\n", "new\n"]
+    assert [instance.login(name, "cat", "/proc/sys/kernel/hostname") for name in ("web", "new")] == [
+        "web\n",
+        "new\n",
+    ]
 
 
 def test_a_configured_target_keeps_its_configuration_and_is_warned_of(instance: Instance) -> None:
@@ -63,7 +66,9 @@ def test_a_configured_target_keeps_its_configuration_and_is_warned_of(instance: 
     for name in ("web", "new"):
         if name == "new":
             instance.configured("new", "--no-net", "autoboot=true")
-        instance.run("config", name, f"add fs; set dir=/srv; set special={shared}; set type=bind; set owner=33:33; end")
+        instance.run(
+            "config", name, f"add fs; set dir=/srv; set special={shared}; set type=bind; set owner=33:33; end"
+        )
     done = instance.run("clone", "web", "new")
     assert f"WARNING: fs special '{shared}' is configured in both zones." in done.stderr
     assert zones.load(instance.layout, "new").autoboot
@@ -80,7 +85,9 @@ def test_a_configured_target_keeps_its_configuration_and_is_warned_of(instance: 
         (("clone", "web", "../new"), "Bogus zone name"),
     ],
 )
-def test_what_cannot_be_cloned_leaves_no_configuration(instance: Instance, words: tuple[str, ...], text: str) -> None:
+def test_what_cannot_be_cloned_leaves_no_configuration(
+    instance: Instance, words: tuple[str, ...], text: str
+) -> None:
     instance.configured("web")
     assert text in instance.run(*words, check=1).stderr
     assert instance.states() == {"web": "configured"}
@@ -89,7 +96,9 @@ def test_what_cannot_be_cloned_leaves_no_configuration(instance: Instance, words
 @pytest.mark.requires("userns", "net", "cgroup")
 def test_a_running_zone_is_not_cloned(instance: Instance) -> None:
     instance.running("web")
-    assert "clone operation is invalid for running zones." in instance.run("clone", "web", "new", check=1).stderr
+    assert (
+        "clone operation is invalid for running zones." in instance.run("clone", "web", "new", check=1).stderr
+    )
     assert list(instance.states()) == ["web"]
 
 
@@ -153,11 +162,19 @@ def _furnish(root: Path) -> None:
 
 def _check_furniture(root: Path, *, devices: bool = True) -> None:
     status = (root / "file").stat()
-    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), status.st_nlink) == (33, 44, 0o4711, 2)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), status.st_nlink) == (
+        33,
+        44,
+        0o4711,
+        2,
+    )
     assert os.getxattr(root / "file", "user.note") == b"\0\xff"
     assert os.path.samefile(root / "file", root / "folder/again")
     assert os.readlink(root / "link") == "/etc/shadow"
-    assert stat.S_ISFIFO((root / "fifo").stat().st_mode) and stat.S_IMODE((root / "fifo").stat().st_mode) == 0o640
+    assert (
+        stat.S_ISFIFO((root / "fifo").stat().st_mode)
+        and stat.S_IMODE((root / "fifo").stat().st_mode) == 0o640
+    )
     assert (root / "null").exists() == devices
     holes = (root / "holes").stat()
     assert holes.st_size == 1 << 30 and holes.st_blocks * 512 < 1 << 20
@@ -244,7 +261,9 @@ def test_a_zone_on_btrfs_is_cloned_by_snapshot_and_goes_again(instance: Instance
 
 
 @pytest.mark.requires("userns", "net", "cgroup")
-def test_a_root_that_was_shifted_on_disk_is_cloned_and_exported_with_the_zones_own_ids(instance: Instance) -> None:
+def test_a_root_that_was_shifted_on_disk_is_cloned_and_exported_with_the_zones_own_ids(
+    instance: Instance,
+) -> None:
     with overlay(instance.root / "parts") as place:
         instance.installed("web", f"zonepath={place}/web")
         instance.run("boot", "web")
@@ -269,7 +288,9 @@ def test_a_root_that_was_shifted_on_disk_is_cloned_and_exported_with_the_zones_o
 
 def test_ids_in_access_lists_and_capabilities_move_too() -> None:
     owners = Owners(524288)
-    entries = struct.pack("<I", 2) + struct.pack("<HHI", 2, 6, 524288 + 33) + struct.pack("<HHI", 4, 7, 0xFFFFFFFF)
+    entries = (
+        struct.pack("<I", 2) + struct.pack("<HHI", 2, 6, 524288 + 33) + struct.pack("<HHI", 4, 7, 0xFFFFFFFF)
+    )
     moved = owners.attribute("system.posix_acl_access", entries)
     assert struct.unpack("<HHI", moved[4:12]) == (2, 6, 33)
     assert struct.unpack("<HHI", moved[12:20]) == (4, 7, 0xFFFFFFFF)
@@ -311,7 +332,9 @@ def test_source_and_clone_by_overlay_go_their_own_ways(instance: Instance) -> No
 
     # What reads and writes roots sees the layers as one.
     instance.run("clone", "new", "copy")
-    assert (_root(instance, "copy") / "etc/mine").stat().st_uid == 0 and (_root(instance, "copy") / "var/old").is_dir()
+    assert (_root(instance, "copy") / "etc/mine").stat().st_uid == 0 and (
+        _root(instance, "copy") / "var/old"
+    ).is_dir()
     instance.run("export", "new", "-f", str(instance.root / "new.tar"))
     instance.run("import", "back", "-f", str(instance.root / "new.tar"))
     assert (_root(instance, "back") / "etc/mine").read_text() == "mine\n"

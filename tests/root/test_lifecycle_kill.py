@@ -88,7 +88,9 @@ def _can_be_moved_on(instance: Instance) -> None:
 def _is_whole_under_one_name(instance: Instance) -> None:
     for name in ("web", "www"):
         if instance.state(name):
-            instance.run("move", name, str(instance.root / "third"), check=False)  # whatever it says: it mends first
+            instance.run(
+                "move", name, str(instance.root / "third"), check=False
+            )  # whatever it says: it mends first
     names = list(instance.states())
     assert names in (["web"], ["www"])
     assert instance.state(names[0]) == "installed"
@@ -128,10 +130,16 @@ CASES: Final = {
     "clone by overlay": Case(
         INSTALLED, ("clone", "-m", "overlay", "web", "new"), ANY, _can_be_shared_on, reads=True, mends=True
     ),
-    "move": Case(INSTALLED, ("move", "web", "{root}/elsewhere/web"), ("incomplete", "installed"), _can_be_moved_on),
-    "rename": Case(INSTALLED, ("rename", "web", "www"), ("incomplete", "installed"), _is_whole_under_one_name),
+    "move": Case(
+        INSTALLED, ("move", "web", "{root}/elsewhere/web"), ("incomplete", "installed"), _can_be_moved_on
+    ),
+    "rename": Case(
+        INSTALLED, ("rename", "web", "www"), ("incomplete", "installed"), _is_whole_under_one_name
+    ),
     "detach": Case(INSTALLED, ("detach", "web"), ANY, _can_be_attached),
-    "attach": Case((*INSTALLED, ("detach", "web")), ("attach", "web"), ("configured", "installed"), _can_be_attached),
+    "attach": Case(
+        (*INSTALLED, ("detach", "web")), ("attach", "web"), ("configured", "installed"), _can_be_attached
+    ),
     "mark": Case(INSTALLED, ("mark", "web", "incomplete"), ("incomplete", "installed")),
     "export": Case(
         INSTALLED,

@@ -53,10 +53,17 @@ POSTCLONE_FAILED: Final = "post-clone configuration failed."
     metavar="METHOD",
     help="btrfs, reflink or copy (default: the first that is possible), or overlay (SOURCE then shares its root too).",
 )
-@click.option("-s", "--snapshot", metavar="DIR", help="What to copy: a snapshot of SOURCE's zonepath; SOURCE may run.")
+@click.option(
+    "-s", "--snapshot", metavar="DIR", help="What to copy: a snapshot of SOURCE's zonepath; SOURCE may run."
+)
 @click.pass_obj
 def clone(
-    session: Session, source: str, name: str, arguments: tuple[str, ...], method: str | None, snapshot: str | None
+    session: Session,
+    source: str,
+    name: str,
+    arguments: tuple[str, ...],
+    method: str | None,
+    snapshot: str | None,
 ) -> int:
     """Make zone NAME a copy of SOURCE, which is installed and does not run.
 
@@ -67,7 +74,12 @@ def clone(
 
 
 def _clone(
-    session: Session, source: str, name: str, arguments: Sequence[str], method: str | None, snapshot: str | None
+    session: Session,
+    source: str,
+    name: str,
+    arguments: Sequence[str],
+    method: str | None,
+    snapshot: str | None,
 ) -> int:
     from zonemgr.brandkit import storage
     from zonemgr.model.grid import name_check
@@ -227,7 +239,9 @@ class _Clone:
     def _validate_snapshot(self, path: str, entry: Entry) -> None:
         """Raises ZoneError when the source's brand does not take it for one."""
         if entry.layers:
-            raise PlatformError("the source's root is in layers: a snapshot of its zonepath holds only one of them")
+            raise PlatformError(
+                "the source's root is in layers: a snapshot of its zonepath holds only one of them"
+            )
         info = ZoneInfo.of(self.source, str(self.layout.root))
         if call_hook(
             self.session, self.brand, "validatesnap", info, path, deadline_s=self.brand.install_deadline_s
@@ -250,7 +264,9 @@ class _Clone:
         if about_snapshot:
             self._about_snapshot("presnap")
         with progress(self.session, f"cloning {self.source.zonename}", choice.size.size_bytes) as tick:
-            storage.clone_root(source, target, choice.method, owners_of(self.layout, self.source.zonename), tick)
+            storage.clone_root(
+                source, target, choice.method, owners_of(self.layout, self.source.zonename), tick
+            )
         if about_snapshot:
             self._about_snapshot("postsnap")
 

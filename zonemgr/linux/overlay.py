@@ -16,7 +16,11 @@ from zonemgr.linux import mounts
 
 LAYERS_MAX: Final = 10  # their names have to fit into one option of the mount
 _PLACE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_WRITABLE: Final = {"redirect_dir": "on", "index": "off", "metacopy": "off"}  # on: folders of a layer can be renamed
+_WRITABLE: Final = {
+    "redirect_dir": "on",
+    "index": "off",
+    "metacopy": "off",
+}  # on: folders of a layer can be renamed
 
 
 def assemble(upper_fds: tuple[int, int] | None, lower_fds: list[int], attributes: int = 0) -> int:

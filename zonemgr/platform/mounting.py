@@ -74,7 +74,9 @@ def attach(
 # -- roots ------------------------------------------------------------------------------------------------------
 
 
-_SPARE_ID = 0xFFFFFFF0  # what the host's root, who makes the overlay's own files, is called on the disk of a layer
+_SPARE_ID = (
+    0xFFFFFFF0  # what the host's root, who makes the overlay's own files, is called on the disk of a layer
+)
 
 
 def root_layers(op: plan.Layers, stage: Stage) -> None:

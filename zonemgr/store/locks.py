@@ -110,5 +110,9 @@ def use_lock(layout: Layout, name: str, *, shared: bool) -> FileLock:
     """Held shared by whoever reads the files of a zone that does not run, exclusively by a zone that comes up: until
     others can see that it is active.
     """
-    busy = "the zone comes up just now" if shared else "the zone's files are being copied: wait for clone or export"
+    busy = (
+        "the zone comes up just now"
+        if shared
+        else "the zone's files are being copied: wait for clone or export"
+    )
     return FileLock(layout.zone_run(name) / "use.lock", busy=busy, deadline_s=0.0, shared=shared)
