@@ -165,7 +165,12 @@ class Instance:
         return problems
 
     def _delete_bridge(self) -> list[str]:
-        from zonemgr.linux import netlink
+        from zonemgr.linux import netlink, nft
+
+        if nft.program():
+            names = {"zonemgr" + self.suffix}
+            there = {(table["family"], table["name"]) for item in nft.listing("tables") if (table := item.get("table"))}
+            nft.run("".join(f"delete table {family} {name}\n" for family, name in there if name in names))
 
         if not Path("/sys/class/net", self.bridge).exists():
             return []

@@ -230,7 +230,8 @@ REFUSALS = [
     ('[[fs]]\ndir = "/a"\ntype = "tmpfs"\n[[fs]]\ndir = "/a/"\ntype = "tmpfs"',
      "web.toml: line 5: A fs resource with the dir '/a' already exists."),
     ('[[net]]\naddress = "10.0.0.1/24"',
-     "web.toml: line 1: net: give either anet (a bridge of the host) or physical (a link to move)"),
+     "web.toml: line 1: net: give either anet (a bridge of the host), macvlan (a link of the host) or physical"
+     " (a link to move)"),
     ('[[net]]\nanet = "zbr0"\naddress = "10.0.0.1"',
      "web.toml: line 3: net: address '10.0.0.1': missing required prefix length (such as 10.0.0.1/24)"),
     ('[[net]]\nanet = "zbr0"\naddress = "fd00::1"',

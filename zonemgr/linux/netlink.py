@@ -9,6 +9,7 @@ pyroute2 is imported by the first call (some 250 ms and 20 MB): only short-lived
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -193,8 +194,40 @@ def move_link(name: str, netns_fd: int) -> int:
         return _index(rtnl, name)
 
 
-def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | None = None) -> bool:
-    """Move a link back out of the zone, under its own name, and see it there.  ``index``: what move_link returned.
+def look(name: str) -> dict[str, Any]:
+    """The settings of a link of this network namespace that a zone may change: its mtu and its Ethernet address."""
+    with _rtnl() as rtnl:
+        link = _find(rtnl, name)
+        if link is None:
+            raise PlatformError("link '{name}' does not exist on this host", name=name)
+        return {"mtu": link.get_attr("IFLA_MTU"), "mac": link.get_attr("IFLA_ADDRESS")}
+
+
+def adjust(
+    netns_fd: int, index: int, *, name: str | None = None, mtu: int | None = None, mac: str | None = None
+) -> None:
+    """Give a link that is down another name, mtu or Ethernet address; None leaves it."""
+    settings: dict[str, Any] = {"ifname": name, "mtu": mtu, "address": mac}
+    changes = {key: value for key, value in settings.items() if value is not None}
+    if not changes:
+        return
+    with _rtnl(netns_fd) as rtnl:
+        words = ", ".join(f"{key} {value}" for key, value in changes.items())
+        with _explained("cannot give link {index} in the zone {words}", index=index, words=words):
+            rtnl.link("set", index=index, **changes)
+
+
+def return_link(
+    netns_fd: int,
+    name: str,
+    home_netns_fd: int,
+    *,
+    index: int | None = None,
+    mtu: int | None = None,
+    mac: str | None = None,
+) -> bool:
+    """Move a link back out of the zone, under its own name, and see it there.  ``index``: what move_link returned;
+    ``mtu`` and ``mac``: how it was before.
 
     Idempotent: a link that is home already is left alone.  False when it is in neither place: it never moved, or
     it exists no more.
@@ -205,6 +238,10 @@ def return_link(netns_fd: int, name: str, home_netns_fd: int, *, index: int | No
             with _explained("cannot move link '{name}' back from the zone", name=name):
                 # A link that is up cannot be renamed on every kernel, and the zone may have renamed it.
                 rtnl.link("set", index=link["index"], state="down")
+                before = {"mtu": mtu, "address": mac}
+                if changed := {key: value for key, value in before.items() if value is not None}:
+                    with contextlib.suppress(_NetlinkError()):  # a link that refuses still has to come back
+                        rtnl.link("set", index=link["index"], **changed)
                 rtnl.link("set", index=link["index"], ifname=name, net_ns_fd=home_netns_fd)
     with _rtnl(home_netns_fd) as rtnl:
         home = _find(rtnl, name) is not None
@@ -303,6 +340,12 @@ def _explained(form: str, hints: Mapping[int, str] | None = None, /, **arguments
         if hint := (hints or {}).get(error.code):
             why = f"{why} ({hint})"
         raise PlatformError(form + ": {why}", **arguments, why=why) from error
+
+
+def _NetlinkError() -> type[Exception]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    return NetlinkError  # type: ignore[no-any-return]
 
 
 def _code(error: PlatformError) -> int | None:

@@ -375,6 +375,30 @@ def router_address(value: object) -> str:
     return str(address)
 
 
+def address_range(value: object) -> str:
+    """A network, or the first and the last address with a dash between."""
+    given = text(value)
+    first, dash, last = given.partition("-")
+    if not dash:
+        try:
+            return str(ipaddress.ip_network(given))
+        except ValueError as error:
+            raise Refused(f"'{given}' is neither a network nor FIRST-LAST ({error})") from None
+    low, high = (_address(part.strip(), "Neither an IPv4 nor an IPv6 address") for part in (first, last))
+    if low.version != high.version or int(low) > int(high):
+        raise Refused(f"'{given}' is no range of addresses")
+    return f"{low}-{high}"
+
+
+def listen_address(value: object) -> str:
+    """An address of the host itself, its loopback included."""
+    given = text(value)
+    address = _address(given, "Neither an IPv4 nor an IPv6 address")
+    if address.is_multicast or address.is_unspecified:
+        raise Refused(f"'{given}' cannot be an address of the host")
+    return str(address)
+
+
 def allowed_address(value: object) -> str:
     """An address or a network."""
     given = text(value)

@@ -12,6 +12,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from zonemgr.model import network
+
 _KINDS: dict[str, type[Op]] = {}
 
 
@@ -353,6 +355,7 @@ class Bridge(Op):
     live: ClassVar[Live] = Live.REMAKE
     name: str
     addresses: tuple[str, ...]
+    vlans: bool = False  # it has to tell VLANs apart
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -360,6 +363,122 @@ class Bridge(Op):
 
     def describe(self) -> str:
         return f"make bridge {self.name} with {' '.join(self.addresses)} unless it exists"
+
+
+@dataclass(frozen=True)
+class Claim(Op):
+    """An address, or a port of the host, becomes this zone's alone for as long as it lives."""
+
+    kind: ClassVar[str] = "claim"
+    live: ClassVar[Live] = Live.REMAKE
+    claim: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.claim)
+
+    def describe(self) -> str:
+        return f"claim {network.describe_claim(self.claim)}"
+
+
+@dataclass(frozen=True)
+class HostSetting(Op):
+    """A kernel setting of the host that zones need.  It stays, in the host's ledger, until ``fsck --host``."""
+
+    kind: ClassVar[str] = "host-setting"
+    live: ClassVar[Live] = Live.REMAKE
+    name: str  # below /proc/sys
+    value: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.name)
+
+    def describe(self) -> str:
+        return f"set {self.name.replace('/', '.')} of the host to {self.value}"
+
+
+@dataclass(frozen=True)
+class Guard(Op):
+    """What arrives on the host's end of a link is dropped unless it is the zone's own to send."""
+
+    kind: ClassVar[str] = "guard"
+    live: ClassVar[Live] = Live.REWRITE
+    link: str
+    zonename: str
+    mac: str
+    sources: tuple[str, ...]
+    protections: tuple[str, ...]
+    required: bool = False  # asked for in so many words: without it the zone does not boot
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.link)
+
+    def describe(self) -> str:
+        return f"hold {self.link} to {' '.join((self.mac, *self.sources))} ({', '.join(self.protections)})"
+
+
+@dataclass(frozen=True)
+class Translate(Op):
+    """What the zone sends out of the host leaves with the host's address."""
+
+    kind: ClassVar[str] = "translate"
+    live: ClassVar[Live] = Live.REMAKE
+    bridge: str
+    zonename: str
+    addresses: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.bridge)
+
+    def describe(self) -> str:
+        return f"translate {' '.join(self.addresses)} on the way out of {self.bridge}"
+
+
+@dataclass(frozen=True)
+class Forward(Op):
+    """A port of the host leads into the zone, from outside, from the host itself and from other zones."""
+
+    kind: ClassVar[str] = "forward"
+    live: ClassVar[Live] = Live.REMAKE
+    zonename: str
+    bridge: str
+    protocol: str
+    port: int
+    to: tuple[str, ...]  # addresses in the zone, one a family at most
+    to_port: int
+    address: str = ""  # of the host; empty: every one
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.protocol, self.port, self.address)
+
+    def describe(self) -> str:
+        place = f"{self.address} " if self.address else ""
+        return f"forward {place}port {self.port}/{self.protocol} to {' and '.join(self.to)} port {self.to_port}"
+
+
+@dataclass(frozen=True)
+class Admit(Op):
+    """An accept rule in somebody else's chain, which would drop the zone's traffic.  Only where the settings say so."""
+
+    kind: ClassVar[str] = "admit"
+    live: ClassVar[Live] = Live.REMAKE
+    zonename: str
+    links: tuple[str, ...]  # host links, such as the bridge
+    chains: tuple[str, ...]  # "family table chain"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind,)
+
+    def describe(self) -> str:
+        return f"accept traffic of {' '.join(self.links)} in {', '.join(self.chains)}"
+
+
+FILTERS: tuple[type[Op], ...] = (Guard, Translate, Forward)  # one batch of nftables when they follow each other
 
 
 @dataclass(frozen=True)
@@ -374,13 +493,56 @@ class Veth(Op):
     altname: str
     mtu: int | None = None
     mac: str | None = None
+    vlan: int | None = None
+    hairpin: bool = False  # what the zone sends may come back to it, through a port of the host that leads to it
 
     @property
     def identity(self) -> tuple[object, ...]:
         return (self.kind, self.host_name)
 
     def describe(self) -> str:
-        return f"make veth {self.host_name} on bridge {self.bridge}, {self.zone_name} in the zone"
+        vlan = f", VLAN {self.vlan}" if self.vlan else ""
+        return f"make veth {self.host_name} on bridge {self.bridge}{vlan}, {self.zone_name} in the zone"
+
+
+@dataclass(frozen=True)
+class Bandwidth(Op):
+    """The most bits a second through a link, each way."""
+
+    kind: ClassVar[str] = "bandwidth"
+    live: ClassVar[Live] = Live.REWRITE
+    link: str  # the host's end
+    return_link: str  # made for the way out of the zone
+    bits_s: int
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.link)
+
+    def rests_on(self, other: Op) -> bool:
+        return isinstance(other, Veth) and other.host_name == self.link
+
+    def describe(self) -> str:
+        return f"hold {self.link} to {self.bits_s} bits a second each way"
+
+
+@dataclass(frozen=True)
+class Macvlan(Op):
+    """A link with an Ethernet address of its own on top of one of the host's."""
+
+    kind: ClassVar[str] = "macvlan"
+    live: ClassVar[Live] = Live.REMAKE
+    lower: str
+    zone_name: str
+    mtu: int | None = None
+    mac: str | None = None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.zone_name)
+
+    def describe(self) -> str:
+        return f"make macvlan {self.zone_name} on {self.lower} in the zone"
 
 
 @dataclass(frozen=True)
@@ -390,13 +552,17 @@ class MoveLink(Op):
     kind: ClassVar[str] = "move-link"
     live: ClassVar[Live] = Live.REMAKE
     name: str
+    zone_name: str = ""  # another name in the zone
+    mtu: int | None = None
+    mac: str | None = None
 
     @property
     def identity(self) -> tuple[object, ...]:
         return (self.kind, self.name)
 
     def describe(self) -> str:
-        return f"move link {self.name} into the zone"
+        name = f" as {self.zone_name}" if self.zone_name else ""
+        return f"move link {self.name} into the zone{name}"
 
 
 @dataclass(frozen=True)
@@ -414,8 +580,8 @@ class ConfigureLink(Op):
         return (self.kind, self.link)
 
     def rests_on(self, other: Op) -> bool:
-        return (isinstance(other, Veth) and other.zone_name == self.link) or (
-            isinstance(other, MoveLink) and other.name == self.link
+        return (isinstance(other, Veth | Macvlan) and other.zone_name == self.link) or (
+            isinstance(other, MoveLink) and (other.zone_name or other.name) == self.link
         )
 
     def describe(self) -> str:

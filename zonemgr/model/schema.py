@@ -233,6 +233,7 @@ NET: Final = Resource(
     "net", "a network link of the zone",
     (
         Property("anet", checks.link_name, "make a link on this bridge of the host", aliases=("lower-link",)),
+        Property("macvlan", checks.link_name, "make a link on top of this link of the host"),
         Property("physical", checks.link_name, "move this link of the host into the zone"),
         Property("global-nic", checks.link_name, "the link of the host below the zone's", effect=False),
         Property("linkname", checks.link_name, "the link's name in the zone"),
@@ -240,31 +241,29 @@ NET: Final = Resource(
             "address", checks.list_of(checks.interface_address), "addresses with prefix lengths", Form.LIST, (),
         ),
         Property(
-            "allowed-address", checks.list_of(checks.allowed_address), "addresses the zone may use", Form.LIST, (),
-            effect=False,
+            "allowed-address", checks.list_of(checks.allowed_address),
+            "addresses and networks that the zone may send from besides", Form.LIST, (),
         ),
         Property(
             "configure-allowed-address", checks.boolean, "give the zone's link its allowed addresses", Form.BOOLEAN,
-            effect=False,
         ),
         Property(
             "allowed-dhcp-cids", checks.list_of(checks.word), "DHCP client ids the zone may use", Form.LIST, (),
             effect=False,
         ),
         Property("defrouter", checks.list_of(checks.router_address), "default routers", Form.LIST, ()),
-        Property("mac-address", checks.mac_address, "the link's Ethernet address", aliases=("mac-addr",)),
         Property(
-            "mac-prefix", checks.mac_prefix, "what an automatic Ethernet address begins with", effect=False,
+            "mac-address", checks.mac_address, "the link's Ethernet address (auto: of zone and host)",
+            aliases=("mac-addr",),
         ),
+        Property("mac-prefix", checks.mac_prefix, "what an automatic Ethernet address begins with"),
         Property("mtu", checks.number_from(576, 65535), "the link's largest packet, in bytes", Form.NUMBER),
-        Property(
-            "vlan-id", checks.number_from(1, 4094), "the VLAN of the link's bridge port", Form.NUMBER, effect=False,
-        ),
-        Property("maxbw", checks.bandwidth, "most bits a second each way, such as 100M", effect=False),
+        Property("vlan-id", checks.number_from(1, 4094), "the VLAN of the link's bridge port", Form.NUMBER),
+        Property("maxbw", checks.bandwidth, "most bits a second each way, such as 100M"),
         Property(
             "link-protection",
-            checks.list_of(checks.one_of("mac-nospoof", "ip-nospoof", "dhcp-nospoof", "restricted")),
-            "what the zone may not forge", Form.LIST, (), effect=False,
+            checks.list_of(checks.one_of("mac-nospoof", "ip-nospoof", "dhcp-nospoof", "restricted", "none")),
+            "what the zone may not forge", Form.LIST, (),
         ),
         Property("priority", checks.one_of("high", "medium", "low"), "whose packets go first", effect=False),
         Property(
@@ -272,8 +271,20 @@ NET: Final = Resource(
             effect=False,
         ),
     ),
-    key=("anet", "physical", "address"),
+    key=("anet", "macvlan", "physical", "address"),
     aliases=("anet",),
+    when=When.LIVE,
+)  # fmt: skip
+
+FORWARD: Final = Resource(
+    "forward", "a port of the host that leads into the zone",
+    (
+        Property("port", checks.number_from(1, 65535), "the host's port", Form.NUMBER, required=True),
+        Property("protocol", checks.one_of("tcp", "udp"), "tcp or udp", default="tcp"),
+        Property("to", checks.number_from(1, 65535), "the zone's port (default: the same)", Form.NUMBER),
+        Property("address", checks.listen_address, "only this address of the host (default: all)"),
+    ),
+    key=("port", "protocol", "address"),
     when=When.LIVE,
 )  # fmt: skip
 
@@ -399,7 +410,7 @@ SMF_DEPENDENCY: Final = Resource(
 RESOURCES: Final[Mapping[str, Resource]] = {
     resource.name: resource
     for resource in (
-        FS, NET, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, ATTR, DATASET, ADMIN, RCTL, SECURITY_FLAGS,
+        FS, NET, FORWARD, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, ATTR, DATASET, ADMIN, RCTL, SECURITY_FLAGS,
         SMF_DEPENDENCY,
     )
 }  # fmt: skip

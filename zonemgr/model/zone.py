@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zonemgr.errors import ConfigError
-from zonemgr.model import schema
+from zonemgr.model import network, schema
 from zonemgr.model.checks import RctlValue, Refused
 from zonemgr.model.schema import Property, Resource
 
@@ -54,9 +54,10 @@ class FsResource:
 
 @dataclass(frozen=True, slots=True)
 class NetResource:
-    """A network link: ``anet`` (made on a bridge) or ``physical`` (moved in)."""
+    """A network link: ``anet`` (made on a bridge), ``macvlan`` (made on a link) or ``physical`` (moved in)."""
 
     anet: str | None = None
+    macvlan: str | None = None
     physical: str | None = None
     global_nic: str | None = None
     linkname: str | None = None
@@ -73,6 +74,16 @@ class NetResource:
     link_protection: tuple[str, ...] = ()
     priority: str | None = None
     property: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResource:
+    """A port of the host that leads into the zone."""
+
+    port: int
+    protocol: str = "tcp"
+    to: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,7 @@ class SmfDependency:
 CLASSES: Mapping[str, type] = {
     "fs": FsResource,
     "net": NetResource,
+    "forward": ForwardResource,
     "device": DeviceResource,
     "attr": AttrResource,
     "rctl": RctlResource,
@@ -196,6 +208,7 @@ class Zone:
     max_sem_ids: int | None = None
     fs: tuple[FsResource, ...] = ()
     net: tuple[NetResource, ...] = ()
+    forward: tuple[ForwardResource, ...] = ()
     device: tuple[DeviceResource, ...] = ()
     dedicated_cpu: DedicatedCpu | None = None
     capped_cpu: CappedCpu | None = None
@@ -447,6 +460,7 @@ def _check_combinations(reader: _Reader, zone: Zone) -> None:
     for index, mount in enumerate(zone.fs):
         _check_mount(reader, ("fs", index), mount)
     _check_links(reader, zone)
+    _check_forwards(reader, zone)
     for index, attribute in enumerate(zone.attr):
         _check_attribute(reader, ("attr", index), attribute)
     _check_cpus(reader, zone)
@@ -502,13 +516,10 @@ def _check_links(reader: _Reader, zone: Zone) -> None:
     names: set[str] = set()
     for index, link in enumerate(zone.net):
         path: Path = ("net", index)
-        if (link.anet is None) == (link.physical is None):
-            raise reader.fail(
-                path, "net: give either anet (a bridge of the host) or physical (a link to move)"
-            )
-        if link.defrouter and not (link.address or link.allowed_address):
-            raise reader.fail((*path, "defrouter"), "net: defrouter needs an address")
-        for name in (link.physical, link.linkname):
+        _check_link(reader, path, link)
+        if zone.ip_type == "shared":
+            _check_shared_link(reader, path, link)
+        for name in (link.physical if zone.ip_type == "exclusive" else None, link.linkname):
             if name is not None and name in names:
                 raise reader.fail(path, "net: the link '{name}' is used twice", name=name)
             if name is not None:
@@ -522,6 +533,56 @@ def _check_links(reader: _Reader, zone: Zone) -> None:
                     address=bare,
                 )
             seen.add(bare)
+
+
+def _check_link(reader: _Reader, path: Path, link: NetResource) -> None:
+    """One link by itself."""
+    if sum(name is not None for name in (link.anet, link.macvlan, link.physical)) != 1:
+        raise reader.fail(
+            path,
+            "net: give either anet (a bridge of the host), macvlan (a link of the host) or physical (a link to move)",
+        )
+    if link.defrouter and not (link.address or link.allowed_address):
+        raise reader.fail((*path, "defrouter"), "net: defrouter needs an address")
+    if link.anet is None:
+        # The host keeps no end of such a link on which it could hold the zone to anything.
+        for key in ("vlan_id", "maxbw", "link_protection", "allowed_address"):
+            if getattr(link, key):
+                name = key.replace("_", "-")
+                raise reader.fail((*path, name), "net: {name} needs anet, a link on a bridge", name=name)
+    if "none" in link.link_protection and len(link.link_protection) > 1:
+        raise reader.fail((*path, "link-protection"), "net: link-protection none stands alone")
+    if "ip-nospoof" in link.link_protection and not (link.address or link.allowed_address):
+        raise reader.fail(
+            (*path, "link-protection"), "net: ip-nospoof needs an address or an allowed-address"
+        )
+
+
+def _check_shared_link(reader: _Reader, path: Path, link: NetResource) -> None:
+    """A zone on the host's own network stack has addresses there, and nothing else (reference, section 7.4)."""
+    if link.physical is None or not link.address:
+        raise reader.fail(path, "net: ip-type shared needs physical (a link of the host) and an address")
+    for key in ("linkname", "mac_address", "mtu"):
+        if getattr(link, key) is not None:
+            name = key.replace("_", "-")
+            raise reader.fail((*path, name), "net: {name} cannot be set with ip-type shared", name=name)
+
+
+def _check_forwards(reader: _Reader, zone: Zone) -> None:
+    seen: list[str] = []
+    own = [address for link in zone.net for address in link.address]
+    for index, forward in enumerate(zone.forward):
+        path: Path = ("forward", index)
+        if zone.ip_type == "shared":
+            raise reader.fail(path, "forward: a zone of ip-type shared has ports on its own address of the host")
+        claim = network.forward_claim(forward)
+        if any(network.collide(claim, other) for other in seen):
+            raise reader.fail(path, "forward: {what} is forwarded twice", what=network.describe_claim(claim))
+        seen.append(claim)
+        wanted = own if forward.address is None else network.family_of(own, v6=network.is_v6(forward.address))
+        if not wanted:
+            raise reader.fail(path, "forward: no net resource has an address that {what} could lead to",
+                              what=network.describe_claim(claim))  # fmt: skip
 
 
 def _check_attribute(reader: _Reader, path: Path, attribute: AttrResource) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zonemgr.errors import ConfigError, PlatformError
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
-from zonemgr.model import plan
+from zonemgr.model import network, plan
 from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
 from zonemgr.model.zone import FsResource, NetResource, Zone
 from zonemgr.store.instance import Mode
@@ -314,25 +315,154 @@ def _host_directories() -> tuple[str, ...]:
 
 
 def _network(subject: Subject) -> list[plan.Op]:
-    if subject.zone.ip_type != "exclusive":
-        raise PlatformError("ip-type '{ip_type}' is not supported yet", ip_type=subject.zone.ip_type)
-    ops: list[plan.Op] = []
-    for index, net in enumerate(subject.zone.net):
+    """Claims first, then what zones share, then the filters, so that no link is ever without its own."""
+    zone = subject.zone
+    if zone.ip_type != "exclusive":
+        raise PlatformError("ip-type '{ip_type}' is not supported yet", ip_type=zone.ip_type)
+    ops: list[plan.Op] = [plan.Claim(claim) for claim in network.claims(zone)]
+    ops += _shared_by_zones(subject)
+    ops += _filters(subject)
+    for index, net in enumerate(zone.net):
         ops += _link(subject, index, net)
+    bridges = tuple(dict.fromkeys(_bridge(subject, net) for net in zone.net if net.anet))
+    if subject.settings.admit and bridges:
+        ops.append(plan.Admit(zone.zonename, bridges, admitting_chains(subject.settings.admit)))
+    return ops
+
+
+ADMITTING = {
+    "docker-user": ("ip filter DOCKER-USER", "ip6 filter DOCKER-USER"),
+    "ufw": ("ip filter ufw-user-forward", "ip6 filter ufw6-user-forward"),
+}
+
+
+def admitting_chains(names: Iterable[str]) -> tuple[str, ...]:
+    """The chains of others that a setting's names stand for."""
+    return tuple(chain for name in names for chain in ADMITTING[name])
+
+
+def _bridge(subject: Subject, net: NetResource) -> str:
+    return net.anet or subject.settings.bridge
+
+
+def _host_link(subject: Subject, index: int) -> str:
+    return host_link_name(subject.zone.zonename, index, subject.layout.suffix)
+
+
+def _mac(subject: Subject, index: int, net: NetResource) -> str:
+    """The Ethernet address that was asked for, else one that stays the same on this host."""
+    if net.mac_address and net.mac_address != "auto":
+        return net.mac_address
+    return network.stable_mac(_host_id(), subject.uuid, index, net.mac_prefix or "")
+
+
+def _host_id() -> str:
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.uname().nodename
+
+
+def _shared_by_zones(subject: Subject) -> list[plan.Op]:
+    """The default bridge, and the host's settings that this zone needs."""
+    zone, settings = subject.zone, subject.settings
+    ops: list[plan.Op] = []
+    on_default = [net for net in zone.net if net.anet == settings.bridge]
+    if on_default:
+        vlans = any(net.vlan_id for net in on_default)
+        ops.append(plan.Bridge(settings.bridge, tuple(settings.bridge_address), vlans))
+        if settings.forwarding:
+            ops += [plan.HostSetting(name, "1") for name in _FORWARDING if os.path.exists(f"/proc/sys/{name}")]
+    for bridge in dict.fromkeys(forward.bridge for forward in _forwards(subject)):
+        # Replies to the host's loopback come in by the bridge, and so do those who ask from other zones.
+        names = ("route_localnet", "forwarding")
+        ops += [plan.HostSetting(f"net/ipv4/conf/{bridge}/{name}", "1") for name in names]
+    return ops
+
+
+_FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
+
+
+def _filters(subject: Subject) -> list[plan.Op]:
+    zone, settings = subject.zone, subject.settings
+    ops: list[plan.Op] = []
+    for index, net in enumerate(zone.net):
+        protections = network.protections(net)
+        if net.anet and protections:
+            mac = _mac(subject, index, net)
+            required = bool(net.link_protection or net.allowed_address)
+            ops.append(
+                plan.Guard(
+                    _host_link(subject, index),
+                    zone.zonename,
+                    mac,
+                    network.sources(net),
+                    protections,
+                    required,
+                )
+            )
+    inside = tuple(
+        network.bare(address) for net in zone.net if net.anet == settings.bridge for address in net.address
+    )
+    if settings.translate and inside:
+        ops.append(plan.Translate(settings.bridge, zone.zonename, inside))
+    return [*ops, *_forwards(subject)]
+
+
+def _forwards(subject: Subject) -> list[plan.Forward]:
+    """Each leads to the first address of each family that the zone has on a bridge."""
+    zone = subject.zone
+    own = [(network.bare(a), _bridge(subject, net)) for net in zone.net if net.anet for a in net.address]
+    ops = []
+    for forward in zone.forward:
+        families = [False, True] if forward.address is None else [network.is_v6(forward.address)]
+        found = [next((pair for pair in own if network.is_v6(pair[0]) is v6), None) for v6 in families]
+        targets = [pair for pair in found if pair is not None]
+        ops.append(
+            plan.Forward(
+                zone.zonename,
+                targets[0][1],
+                forward.protocol,
+                forward.port,
+                tuple(address for address, _ in targets),
+                forward.to or forward.port,
+                forward.address or "",
+            )
+        )
     return ops
 
 
 def _link(subject: Subject, index: int, net: NetResource) -> list[plan.Op]:
+    """One link and its addresses."""
     zonename = subject.zone.zonename
+    mac = _mac(subject, index, net)
     if net.physical:
-        return [plan.MoveLink(net.physical), plan.ConfigureLink(net.physical, net.address, net.defrouter)]
-    ops: list[plan.Op] = []
-    bridge = net.anet or subject.settings.bridge
-    if bridge == subject.settings.bridge:
-        ops.append(plan.Bridge(bridge, tuple(subject.settings.bridge_address)))
-    host = host_link_name(zonename, index, subject.layout.suffix)
+        name = net.linkname or net.physical
+        given = net.mac_address if net.mac_address != "auto" else None
+        moved = plan.MoveLink(net.physical, "" if name == net.physical else name, net.mtu, given)
+        return [moved, _configure(net, name)]
+    name = net.linkname or f"host{index}"
+    if net.macvlan:
+        return [plan.Macvlan(net.macvlan, name, net.mtu, mac), _configure(net, name)]
+    host = _host_link(subject, index)
     altname = f"zone-{zonename}-{index}{subject.layout.suffix}"
-    link = net.linkname or f"host{index}"
-    ops.append(plan.Veth(host, link, bridge, altname, net.mtu, net.mac_address))
-    ops.append(plan.ConfigureLink(link, net.address, net.defrouter))
-    return ops
+    ops: list[plan.Op] = [
+        plan.Veth(
+            host,
+            name,
+            _bridge(subject, net),
+            altname,
+            net.mtu,
+            mac,
+            net.vlan_id,
+            hairpin=bool(subject.zone.forward),
+        )
+    ]
+    if net.maxbw:
+        ops.append(plan.Bandwidth(host, f"vi-{host.removeprefix('vb-')}", network.bits_per_second(net.maxbw)))
+    return [*ops, _configure(net, name)]
+
+
+def _configure(net: NetResource, name: str) -> plan.ConfigureLink:
+    return plan.ConfigureLink(name, network.addresses(net), net.defrouter)

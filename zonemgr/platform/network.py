@@ -1,7 +1,7 @@
-"""Network ops: the veth on a bridge, a moved link, addresses, routers, the loopback.
+"""Network ops: claims, the veth on a bridge, macvlans, moved links, bandwidth, addresses, routers, the loopback.
 
-The kernel work is ``linux.netlink``'s; here stands what belongs to zones: the shared bridge under the host's lock and
-the host ledger, and the names.
+The kernel work is ``linux.netlink``'s and ``linux.links``'; here stands what belongs to zones: what they share on the
+host, under the host's lock and in the host's ledger, and the names.
 """
 
 from __future__ import annotations
@@ -12,26 +12,56 @@ from zonemgr.errors import PlatformError
 from zonemgr.linux import netlink
 from zonemgr.model import plan
 from zonemgr.platform.stage import Stage
+from zonemgr.store import claims, hostledger
 from zonemgr.store.files import read_json, write_json
-from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
+
+
+def claim(op: plan.Claim, stage: Stage) -> None:
+    """Nobody else may hold what the zone is about to use."""
+    claims.take(stage.layout, stage.zonename, op.claim)
+
+
+# -- what zones share -------------------------------------------------------------------------------------------
 
 
 def bridge(op: plan.Bridge, stage: Stage) -> None:
     """Make the instance's own bridge unless it is there, and remember that it is ours (``fsck --host`` removes it)."""
-    stage.layout.run.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with FileLock(stage.layout.run / "host.lock"):
+    with hostledger.lock(stage.layout):
         if not netlink.bridge_exists(op.name):
-            _remember(stage.layout, op.name)
+            ledger = hostledger.load(stage.layout)
+            if op.name not in ledger.bridges:
+                ledger.bridges.append(op.name)
+                hostledger.save(stage.layout, ledger)
         netlink.ensure_bridge(op.name, op.addresses)
+        if op.vlans:
+            from zonemgr.linux import links
+
+            links.tell_vlans_apart(op.name)
 
 
-def _remember(layout: Layout, name: str) -> None:
-    path = layout.run / "host.json"
-    table = read_json(path) or {"version": 1, "bridges": []}
-    if name not in table["bridges"]:
-        table["bridges"].append(name)
-        write_json(path, table)
+def host_setting(op: plan.HostSetting, stage: Stage) -> None:
+    """Set it unless it is so already, and remember what it was."""
+    with hostledger.lock(stage.layout):
+        before = read_setting(op.name)
+        if before == op.value:
+            return
+        ledger = hostledger.load(stage.layout)
+        ledger.settings.setdefault(op.name, before)
+        hostledger.save(stage.layout, ledger)
+        write_setting(op.name, op.value)
+
+
+def read_setting(name: str) -> str:
+    """A kernel setting of the host, by its path below /proc/sys."""
+    return Path("/proc/sys", name).read_text().strip()
+
+
+def write_setting(name: str, value: str) -> None:
+    Path("/proc/sys", name).write_text(value)
+
+
+# -- links ------------------------------------------------------------------------------------------------------
 
 
 def veth(op: plan.Veth, stage: Stage) -> None:
@@ -45,17 +75,41 @@ def veth(op: plan.Veth, stage: Stage) -> None:
         mac=op.mac,
         altname=op.altname,
     )
+    if op.vlan is None and not op.hairpin:
+        return
+    from zonemgr.linux import links
+
+    if op.vlan is not None:
+        links.set_port_vlan(op.host_name, op.bridge, op.vlan)
+    if op.hairpin:
+        links.let_back(op.host_name)
+
+
+def macvlan(op: plan.Macvlan, stage: Stage) -> None:
+    """A link on top of one of the host's, born in the zone."""
+    from zonemgr.linux import links
+
+    links.make_macvlan(op.lower, op.zone_name, netns_fd=stage.born.net_fd, mtu=op.mtu, mac=op.mac)
+
+
+def bandwidth(op: plan.Bandwidth, _stage: Stage) -> None:
+    """The limit on the host's end, out of the zone's reach."""
+    from zonemgr.linux import links
+
+    links.limit_bandwidth(op.link, op.return_link, op.bits_s)
 
 
 def move_link(op: plan.MoveLink, stage: Stage) -> None:
-    """Give a link of the host to the zone, and remember which it is: the zone may rename it."""
-    index = netlink.move_link(op.name, stage.born.net_fd)
+    """Give a link of the host to the zone, and remember which it is and how it was: the zone may change both."""
     path = moved_links(stage.layout, stage.zonename)
-    write_json(path, {**(read_json(path) or {}), op.name: index})
+    before = netlink.look(op.name)
+    index = netlink.move_link(op.name, stage.born.net_fd)
+    write_json(path, {**(read_json(path) or {}), op.name: {"index": index, **before}})
+    netlink.adjust(stage.born.net_fd, index, name=op.zone_name or None, mtu=op.mtu, mac=op.mac)
 
 
 def moved_links(layout: Layout, zonename: str) -> Path:
-    """The file with the index that each moved link has in the zone."""
+    """The file with what each moved link was on the host, and the index that it has in the zone."""
     return layout.zone_run(zonename) / "links.json"
 
 

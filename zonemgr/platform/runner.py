@@ -18,7 +18,7 @@ from zonemgr.errors import PlatformError, ZoneError
 from zonemgr.linux import mounts, namespaces
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
-from zonemgr.platform import devices, filesystems, furnishing, mounting, network
+from zonemgr.platform import devices, filesystems, firewall, furnishing, mounting, network
 from zonemgr.platform.stage import Stage
 from zonemgr.store.ledger import Ledger
 
@@ -89,7 +89,12 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.StartZsched: _start_zsched,
     plan.Sysctls: _sysctls,
     plan.Bridge: network.bridge,
+    plan.Claim: network.claim,
+    plan.HostSetting: network.host_setting,
     plan.Veth: network.veth,
+    plan.Macvlan: network.macvlan,
+    plan.Bandwidth: network.bandwidth,
+    plan.Admit: firewall.admit,
     plan.MoveLink: network.move_link,
     plan.ConfigureLink: network.configure_link,
     plan.Loopback: network.loopback,
@@ -151,12 +156,31 @@ def run(
 
     PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.
     """
-    for is_inside, group in groupby(ops, key=lambda op: type(op) in _INSIDE):
-        if is_inside:
+    for acts, group in groupby(ops, key=_acts_of):
+        if acts is _INSIDE:
             with inside(stage):
                 _run(group, _INSIDE, stage, ledger, step)
+        elif acts is None:
+            _filter(list(group), stage, ledger, step)
         else:
-            _run(group, _OUTSIDE, stage, ledger, step)
+            _run(group, acts, stage, ledger, step)
+
+
+def _acts_of(op: plan.Op) -> dict[type[plan.Op], Callable[[Any, Stage], None]] | None:
+    """The table that the op is in; None for what is done in one batch with its neighbours."""
+    if isinstance(op, plan.FILTERS):
+        return None
+    return _INSIDE if type(op) in _INSIDE else _OUTSIDE
+
+
+def _filter(
+    ops: list[plan.Op], stage: Stage, ledger: Ledger, step: Callable[[plan.Op], None] | None
+) -> None:
+    for op in ops:
+        ledger.record(op.to_json())
+        if step is not None:
+            step(op)
+    firewall.apply(ops, stage)
 
 
 def _run(

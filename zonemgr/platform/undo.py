@@ -18,7 +18,9 @@ from zonemgr.linux import namespaces, netlink
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
+from zonemgr.platform import firewall
 from zonemgr.platform.network import moved_links
+from zonemgr.store import claims
 from zonemgr.store.files import read_json
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.paths import Layout
@@ -39,21 +41,44 @@ class Remains:
         return ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename)
 
 
+def _claim(op: plan.Claim, remains: Remains) -> None:
+    claims.give_back(remains.layout, remains.zonename, op.claim)
+
+
+def _filter(op: plan.Op, remains: Remains) -> None:
+    firewall.undo(op, remains.layout.suffix)
+
+
+def _admit(op: plan.Admit, remains: Remains) -> None:
+    firewall.undo_admit(op, remains.layout.suffix)
+
+
 def _veth(op: plan.Veth, _remains: Remains) -> None:
-    if netlink.link_exists(op.host_name):
-        netlink.delete_link(op.host_name)
+    netlink.delete_link(op.host_name)
+
+
+def _macvlan(op: plan.Macvlan, remains: Remains) -> None:
+    """It goes with the zone's network namespace; of a zone that lives on it is taken."""
+    if remains.net_fd is not None:
+        netlink.delete_link(op.zone_name, remains.net_fd)
+
+
+def _bandwidth(op: plan.Bandwidth, _remains: Remains) -> None:
+    from zonemgr.linux import links
+
+    links.lift_bandwidth(op.link, op.return_link)
 
 
 def _move_link(op: plan.MoveLink, remains: Remains) -> None:
     """The link must come back under its own name; without a namespace to fetch it from, the kernel returns it."""
-    index = (read_json(moved_links(remains.layout, remains.zonename)) or {}).get(op.name)
-    if index is None and remains.net_fd is None:
+    before = (read_json(moved_links(remains.layout, remains.zonename)) or {}).get(op.name) or {}
+    if not before and remains.net_fd is None:
         return  # it never moved, as far as anybody knows; if it did, the kernel returns it by itself
     try:
         if remains.net_fd is not None:
             home_fd = namespaces.open_ns("self", "net")
             try:
-                if not netlink.return_link(remains.net_fd, op.name, home_fd, index=index):
+                if not netlink.return_link(remains.net_fd, op.name, home_fd, **before):
                     return  # it never came into the zone, or the zone has deleted it
             finally:
                 os.close(home_fd)
@@ -80,7 +105,12 @@ def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:
 
 
 _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
+    plan.Claim: _claim,
+    **dict.fromkeys(plan.FILTERS, _filter),
+    plan.Admit: _admit,
     plan.Veth: _veth,
+    plan.Macvlan: _macvlan,
+    plan.Bandwidth: _bandwidth,
     plan.MoveLink: _move_link,
     plan.MakeCgroup: _cgroup,
 }
@@ -88,7 +118,7 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
 
 def network(ledger: Ledger, remains: Remains) -> list[ZoneError]:
     """Undo the network ops alone, while zsched still holds the zone's network namespace (reference 3.5, step 6)."""
-    kinds = (plan.Veth, plan.MoveLink)
+    kinds = (plan.Veth, plan.Bandwidth, plan.MoveLink)
     return _undo([item for item in _pending(ledger) if isinstance(item[1], kinds)], ledger, remains)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zonemgr.errors import ConfigError, message
-from zonemgr.model import privileges
+from zonemgr.model import network, privileges
 from zonemgr.model.zone import Zone
 from zonemgr.store.config import Draft
 
@@ -37,9 +37,13 @@ def grants(zone: Zone, default_privileges: frozenset[str], bridge: str) -> Itera
         if fs.type not in _OWN_TYPES or fs.raw:
             yield Grant("fs", index, message("fs {dir} ({special})", dir=fs.dir, special=fs.special or fs.type))
     for index, net in enumerate(zone.net):
-        if net.physical or (net.anet and net.anet != bridge):
-            link = net.physical or net.anet
+        link = net.physical or net.macvlan or net.anet
+        if link != bridge:
             yield Grant("net", index, message("net {link}", link=link))
+        elif net.allowed_address or net.link_protection:
+            yield Grant("net", index, message("net {link} with a protection of its own", link=link))
+    for index, forward in enumerate(zone.forward):
+        yield Grant("forward", index, network.describe_claim(network.forward_claim(forward)))
     for index, device in enumerate(zone.device):
         yield Grant("device", index, message("device {match}", match=device.match))
     for index, dataset in enumerate(zone.dataset):

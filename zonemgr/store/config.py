@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zonemgr.errors import ConfigError, NoSuchZoneError
-from zonemgr.model import schema
+from zonemgr.model import network, schema
 from zonemgr.model.zone import Zone
 from zonemgr.store import events, files, toml, zones
 from zonemgr.store.locks import FileLock
@@ -344,9 +344,10 @@ def others(layout: Layout, zonename: str) -> Iterator[Zone]:
 
 
 def check_addresses(layout: Layout, zone: Zone) -> None:
-    """Refuse an address that another zone has, or that is the default bridge's.  Raises ConfigError."""
-    if addresses(zone):
-        _check_addresses(layout, zone, owners(others(layout, zone.zonename)))
+    """Refuse an address or a forwarded port that another zone has, or an address of the default bridge.  Raises
+    ConfigError."""
+    if network.claims(zone):
+        _check_claims(layout, zone, owners(others(layout, zone.zonename)))
 
 
 def check_address_set(layout: Layout, zones_of_set: Iterable[Zone], changed: Collection[str]) -> None:
@@ -355,22 +356,22 @@ def check_address_set(layout: Layout, zones_of_set: Iterable[Zone], changed: Col
     taken = owners(everybody)
     for zone in everybody:
         if zone.zonename in changed:
-            _check_addresses(layout, zone, taken)
+            _check_claims(layout, zone, taken)
 
 
 def owners(some: Iterable[Zone]) -> dict[str, set[str]]:
-    """Which zones have which address."""
+    """Which zones claim what."""
     found: dict[str, set[str]] = {}
     for zone in some:
-        for address in addresses(zone):
-            found.setdefault(address, set()).add(zone.zonename)
+        for claim in network.claims(zone):
+            found.setdefault(claim, set()).add(zone.zonename)
     return found
 
 
-def _check_addresses(layout: Layout, zone: Zone, taken: Mapping[str, set[str]]) -> None:
+def _check_claims(layout: Layout, zone: Zone, taken: Mapping[str, set[str]]) -> None:
     from zonemgr.store import settings
 
-    mine = addresses(zone)
+    mine = network.claims(zone)
     wanted = settings.load(layout)
     for address in wanted.bridge_address:
         bare = address.partition("/")[0]
@@ -378,9 +379,19 @@ def _check_addresses(layout: Layout, zone: Zone, taken: Mapping[str, set[str]]) 
             raise ConfigError(
                 "net: {address} is the address of the bridge {bridge}", address=bare, bridge=wanted.bridge
             )
-    for address in sorted(mine):
-        for other in sorted(taken.get(address, set()) - {zone.zonename}):
-            raise ConfigError("net: {address} is configured in zone '{other}' too", address=address, other=other)
+    for claim in sorted(mine):
+        for other in sorted(_rivals(claim, taken) - {zone.zonename}):
+            if network.is_port(claim):
+                what = network.describe_claim(claim)
+                raise ConfigError("forward: {what} leads to zone '{other}'", what=what, other=other)
+            raise ConfigError("net: {address} is configured in zone '{other}' too", address=claim, other=other)
+
+
+def _rivals(claim: str, taken: Mapping[str, set[str]]) -> set[str]:
+    """The zones whose claims collide with this one."""
+    if not network.is_port(claim):
+        return taken.get(claim, set())
+    return {name for other, names in taken.items() if network.collide(claim, other) for name in names}
 
 
 def addresses(zone: Zone) -> set[str]:
@@ -398,16 +409,40 @@ def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]
     taken = {ipaddress.ip_address(bare) for other in others(layout, zonename) for bare in addresses(other)}
     found: list[str] = []
     routers: list[str] = []
-    for text in settings.load(layout).bridge_address:
+    wanted = settings.load(layout)
+    for text in wanted.bridge_address:
         router = ipaddress.ip_interface(text)
-        free = next(
-            (host for host in router.network.hosts() if host != router.ip and host not in taken), None
-        )
+        hosts = _pool(router.network, wanted.address_pool)
+        free = next((host for host in hosts if host != router.ip and host not in taken), None)
         if free is None:
             raise ConfigError("no address is left in {network}", network=router.network)
         found.append(f"{free}/{router.network.prefixlen}")
         routers.append(str(router.ip))
     return found, routers
+
+
+def _pool(net: Any, ranges: tuple[str, ...]) -> Iterator[Any]:
+    """The addresses of a net that zones may get: all of its hosts, or those in its ranges of the pool."""
+    import ipaddress
+
+    mine = [bounds for text in ranges if (bounds := _bounds(text))[0].version == net.version]
+    if not mine:
+        yield from net.hosts()
+        return
+    for first, last in mine:
+        low = max(int(first), int(net.net_address) + 1)
+        high = min(int(last), int(net.broadcast_address) - (net.version == 4))
+        yield from (ipaddress.ip_address(number) for number in range(low, high + 1))
+
+
+def _bounds(text: str) -> tuple[Any, Any]:
+    import ipaddress
+
+    if "-" in text:
+        first, _, last = text.partition("-")
+        return ipaddress.ip_address(first), ipaddress.ip_address(last)
+    network = ipaddress.ip_network(text)
+    return network.network_address, network.broadcast_address
 
 
 def new_text(layout: Layout, zonename: str, *, brand: str, net: bool) -> str:
@@ -487,6 +522,8 @@ def renew_addresses(draft: Draft) -> None:
             found, routers = free_addresses(draft.layout, draft.zonename)
             draft.set(("net", index), "address", found)
             draft.set(("net", index), "defrouter", routers)
+    for index in reversed(range(len(draft.table.get("forward", [])))):
+        draft.remove("forward", index)  # a port of the host leads to one zone
 
 
 def canonical(kind: schema.Resource, table: Mapping[str, Any]) -> dict[str, object]:

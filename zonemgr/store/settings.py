@@ -23,10 +23,19 @@ _SECONDS = checks.number_from(1, 86400)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times are in seconds.  ``bridge`` is the shared default bridge, made when first needed."""
+    """Times are in seconds.  ``bridge`` is the shared default bridge, made when first needed.
+
+    ``address_pool``: where ``create`` takes addresses on that bridge from (networks, or FIRST-LAST); empty: from all of
+    its networks.  ``translate``: zones on it leave the host with the host's address.  ``forwarding``: the host is made
+    to forward packets.  ``admit``: the firewalls of others that get rules which accept the zones' traffic.
+    """
 
     bridge: str
     bridge_address: tuple[str, ...]
+    address_pool: tuple[str, ...] = ()
+    translate: bool = True
+    forwarding: bool = False
+    admit: tuple[str, ...] = ()
     hook_s: int = 120
     kill_s: int = 30
     transition_s: int = 600
@@ -38,6 +47,10 @@ class Settings:
 CHECKS: Final[Mapping[str, Check]] = {
     "bridge": checks.link_name,
     "bridge-address": checks.list_of(checks.interface_address),
+    "address-pool": checks.list_of(checks.address_range),
+    "translate": checks.boolean,
+    "forwarding": checks.boolean,
+    "admit": checks.list_of(checks.one_of("docker-user", "ufw")),
     "hook-s": _SECONDS,
     "kill-s": _SECONDS,
     "transition-s": _SECONDS,

@@ -4,6 +4,7 @@ kernel).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -18,10 +19,9 @@ from zonemgr.model.bootargs import filter_bootargs
 from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
-from zonemgr.platform import compose, undo
+from zonemgr.platform import compose, firewall, network, undo
+from zonemgr.store import hostledger, settings, snapshot, zones
 from zonemgr.store import instance as instances
-from zonemgr.store import settings, snapshot, zones
-from zonemgr.store.files import read_json, write_json
 from zonemgr.store.instance import Instance, Mode
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
@@ -191,24 +191,35 @@ def _take_back(layout: Layout, zonename: str, instance: Instance | None, ledger:
     return _act(zonename, what, act)
 
 
-def _act(zonename: str, found: str, act: object) -> Finding:
+def _act(zonename: str, found: str, act: object, done: str = "removed") -> Finding:
     try:
         act()  # type: ignore[operator]
     except (ZoneError, OSError) as error:
         return Finding(zonename, found, f"not removed: {error}")
-    return Finding(zonename, found, "removed")
+    return Finding(zonename, found, done)
 
 
 def _check_host(layout: Layout) -> list[Finding]:
-    """What zones share (the default bridge) goes when no zone is active."""
-    path = layout.run / "host.json"
-    with FileLock(layout.run / "host.lock"):
-        table = read_json(path)
-        if not table or instances.names(layout):
+    """What zones share (the default bridge, tables, kernel settings) goes when no zone is active."""
+    with hostledger.lock(layout):
+        ledger = hostledger.load(layout)
+        if ledger.empty or instances.names(layout):
             return []
         findings = []
-        for name in list(table["bridges"]):
+        for name in list(ledger.tables):
+            findings.append(_act("host", f"nftables table {name}", lambda name=name: firewall.delete(name)))
+            ledger.tables.remove(name)
+        for name, before in list(ledger.settings.items()):
+            findings.append(_act("host", f"setting {name}", lambda n=name, b=before: _restore(n, b), "restored"))
+            del ledger.settings[name]
+        for name in list(ledger.bridges):
             findings.append(_act("host", f"bridge {name}", lambda name=name: netlink.delete_link(name)))
-            table["bridges"].remove(name)
-        write_json(path, table)
+            ledger.bridges.remove(name)
+        hostledger.save(layout, ledger)
         return findings
+
+
+def _restore(name: str, before: str) -> None:
+    """What a setting was before zones needed it; one of a link that is gone needs nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        network.write_setting(name, before)

@@ -1,0 +1,109 @@
+"""What network settings mean: addresses, claims, protections, and the rules that hold a link to them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zonemgr.model import network, plan
+from zonemgr.model.zone import ForwardResource, NetResource
+from zonemgr.platform import firewall
+
+
+def test_what_a_link_may_send_from() -> None:
+    net = NetResource(
+        anet="zbr0",
+        address=("10.0.0.2/24", "fd00::2/64"),
+        allowed_address=("10.0.0.2/24", "10.1.0.0/16", "10.2.0.7/16", "fd01::/64"),
+    )
+    assert network.sources(net) == ("10.0.0.2", "fd00::2", "10.1.0.0/16", "10.2.0.7", "fd01::/64")
+
+
+@pytest.mark.parametrize(
+    ("net", "protections"),
+    [
+        (NetResource(anet="a", address=("10.0.0.2/24",)), ("mac-nospoof", "ip-nospoof", "dhcp-nospoof")),
+        (NetResource(anet="a"), ("mac-nospoof", "dhcp-nospoof")),
+        (NetResource(anet="a", link_protection=("restricted", "mac-nospoof")), ("mac-nospoof", "restricted")),
+        (NetResource(anet="a", address=("10.0.0.2/24",), link_protection=("none",)), ()),
+    ],
+)
+def test_protections(net: NetResource, protections: tuple[str, ...]) -> None:
+    assert network.protections(net) == protections
+
+
+@given(st.text(), st.text(), st.integers(0, 99))
+def test_an_ethernet_address_stays_and_is_of_the_local_unicast_kind(host: str, zone: str, index: int) -> None:
+    mac = network.stable_mac(host, zone, index)
+    assert mac == network.stable_mac(host, zone, index)
+    assert int(mac[:2], 16) & 3 == 2
+    assert mac != network.stable_mac(host, zone, index + 1)
+    assert ipaddress.ip_address(network.link_local(mac)).is_link_local
+
+
+def test_an_ethernet_address_begins_with_its_prefix() -> None:
+    assert network.stable_mac("host", "zone", 0, "02:08:20").startswith("02:08:20:")
+
+
+def test_the_link_local_address_is_the_one_of_rfc_4291() -> None:
+    assert network.link_local("34:56:78:9a:bc:de") == "fe80::3656:78ff:fe9a:bcde"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "collide"),
+    [
+        ("10.0.0.2", "10.0.0.2", True),
+        ("10.0.0.2", "10.0.0.3", False),
+        ("tcp/80", "tcp/80", True),
+        ("tcp/80", "udp/80", False),
+        ("tcp/80", "tcp/80/127.0.0.1", True),
+        ("tcp/80/192.0.2.1", "tcp/80/127.0.0.1", False),
+        ("tcp/80/192.0.2.1", "tcp/80/192.0.2.1", True),
+    ],
+)
+def test_claims_that_two_zones_cannot_hold(one: str, other: str, collide: bool) -> None:
+    assert network.collide(one, other) is network.collide(other, one) is collide
+
+
+def test_a_forward_claims_its_port_where_it_listens() -> None:
+    assert network.forward_claim(ForwardResource(80)) == "tcp/80"
+    assert network.forward_claim(ForwardResource(53, "udp", address="::1")) == "udp/53/::1"
+    assert network.describe_claim("udp/53/::1") == "port 53/udp of ::1"
+
+
+@pytest.mark.parametrize(("text", "bits"), [("1000", 1000), ("100K", 100_000), ("2.5G", 2_500_000_000)])
+def test_bandwidths(text: str, bits: int) -> None:
+    assert network.bits_per_second(text) == bits
+
+
+def test_a_guard_of_a_link_without_known_addresses_holds_it_to_its_ethernet_address_alone() -> None:
+    rules = list(firewall.guard_rules(plan.Guard("vb-x", "web", "02:00:00:00:00:01", (), ("mac-nospoof",))))
+    assert [rule.split(" drop")[0] for rule in rules] == [
+        "ether saddr != 02:00:00:00:00:01",
+        "ether type arp arp saddr ether != 02:00:00:00:00:01",
+    ]
+
+
+def test_a_zone_with_one_family_sends_nothing_of_the_other() -> None:
+    op = plan.Guard("vb-x", "web", "02:00:00:00:00:01", ("fd00::1",), ("ip-nospoof",))
+    assert any(rule.startswith("ether type ip drop") for rule in firewall.guard_rules(op))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        plan.Guard("vb-x", "web", "02:00:00:00:00:01", ("10.0.0.2",), ("mac-nospoof",)),
+        plan.Translate("zbr0", "web", ("10.0.0.2", "fd00::2")),
+        plan.Forward("web", "zbr0", "tcp", 80, ("10.0.0.2", "fd00::2"), 8080),
+        plan.Forward("web", "zbr0", "udp", 53, ("10.0.0.2",), 53, "192.0.2.1"),
+    ],
+)
+def test_what_is_added_for_a_zone_is_what_is_taken_away(op: plan.Op) -> None:
+    added = {line.removeprefix("add element ") for line in firewall.additions(op, "t") if "element" in line}
+    removed = {line.removeprefix("delete element ") for line in firewall.removals(op, "t") if "delete element" in line}
+    shared = {element for element in added if " bridges " in element}
+    assert removed == added - shared
+    assert plan.from_json(op.to_json()) == op

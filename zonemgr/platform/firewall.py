@@ -1,0 +1,320 @@
+"""The packet filter: two tables of nftables, ``bridge zonemgr`` and ``inet zonemgr`` (with the instance's suffix).
+
+``bridge`` holds each zone to what is its own: a chain for each guarded link, found by the name of the bridge port that
+a frame came in by, so that nothing a zone writes into a frame can lead past it.  ``inet`` translates addresses on the
+way out and leads forwarded ports in: rules that never change, and maps and sets to which a zone's elements are added.
+
+What one zone has there is added in one batch, and each op is undone by itself, so that a running zone can be changed.
+The tables are made by the first batch that misses them.  Tables of others are never touched, but for ``admit``, which
+the settings have to ask for.  Whether traffic passes in the end is for all base chains to say: an accept of ours does
+not overrule another's drop.  That is why ``Admit`` exists, and why ``filtertrace`` finds the rule that decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+
+from zonemgr.errors import PlatformError
+from zonemgr.linux import nft
+from zonemgr.model import network, plan
+from zonemgr.platform.stage import Stage
+from zonemgr.store import hostledger
+from zonemgr.store.paths import Layout
+
+ETHER_TYPES = "{ ip, ip6, arp }"
+DHCP_SERVERS = (("ip", 67), ("ip6", 547))
+MISSING = "nft is not installed, so {what} (apt-get install nftables)"
+
+
+def table(suffix: str) -> str:
+    """The name that both tables have."""
+    return f"zonemgr{suffix}"
+
+
+# -- the tables -------------------------------------------------------------------------------------------------
+
+
+def skeleton(name: str) -> str:
+    """Both tables, without a zone in them.  May be loaded again and again."""
+    return f"""
+add table bridge {name}
+add map bridge {name} links {{ type ifname : verdict ; }}
+add chain bridge {name} prerouting {{ type filter hook prerouting priority -350 ; policy accept ; }}
+flush chain bridge {name} prerouting
+add rule bridge {name} prerouting iifname vmap @links
+
+add table inet {name}
+add set inet {name} bridges {{ type ifname ; }}
+add set inet {name} inside4 {{ type ipv4_addr ; }}
+add set inet {name} inside6 {{ type ipv6_addr ; }}
+add map inet {name} forward4 {{ type inet_proto . inet_service : ipv4_addr . inet_service ; }}
+add map inet {name} forward6 {{ type inet_proto . inet_service : ipv6_addr . inet_service ; }}
+add map inet {name} forward-at4 {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service ; }}
+add map inet {name} forward-at6 {{ type inet_proto . ipv6_addr . inet_service : ipv6_addr . inet_service ; }}
+add chain inet {name} loopback {{ type filter hook prerouting priority -310 ; policy accept ; }}
+add chain inet {name} forwards
+add chain inet {name} prerouting {{ type nat hook prerouting priority -110 ; policy accept ; }}
+add chain inet {name} output {{ type nat hook output priority -110 ; policy accept ; }}
+add chain inet {name} postrouting {{ type nat hook postrouting priority 90 ; policy accept ; }}
+flush chain inet {name} loopback
+flush chain inet {name} forwards
+flush chain inet {name} prerouting
+flush chain inet {name} output
+flush chain inet {name} postrouting
+add rule inet {name} loopback iifname @bridges ip daddr 127.0.0.0/8 drop comment "the host's loopback is its own"
+add rule inet {name} forwards dnat ip to meta l4proto . ip daddr . th dport map @forward-at4
+add rule inet {name} forwards dnat ip6 to meta l4proto . ip6 daddr . th dport map @forward-at6
+add rule inet {name} forwards dnat ip to meta l4proto . th dport map @forward4
+add rule inet {name} forwards dnat ip6 to meta l4proto . th dport map @forward6
+add rule inet {name} prerouting meta l4proto {{ tcp, udp }} fib daddr type local goto forwards
+add rule inet {name} output meta l4proto {{ tcp, udp }} fib daddr type local goto forwards
+add rule inet {name} postrouting oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade
+add rule inet {name} postrouting oifname @bridges ct status dnat ip saddr @inside4 masquerade
+add rule inet {name} postrouting oifname @bridges ct status dnat ip6 saddr @inside6 masquerade
+add rule inet {name} postrouting oifname != @bridges ip saddr @inside4 masquerade
+add rule inet {name} postrouting oifname != @bridges ip6 saddr @inside6 masquerade
+"""
+
+
+# -- what an op adds and takes away -----------------------------------------------------------------------------
+
+
+def additions(op: plan.Op, name: str) -> list[str]:
+    """The commands that do a filter op.  Doing it again changes nothing."""
+    match op:
+        case plan.Guard():
+            chain = f"bridge {name} {_chain(op)}"
+            return [
+                f"add chain {chain}",
+                f"flush chain {chain}",
+                *(f"add rule {chain} {rule}" for rule in guard_rules(op)),
+                f'add element bridge {name} links {{ "{op.link}" : goto {_chain(op)} }}',
+            ]
+        case plan.Translate():
+            return [
+                f'add element inet {name} bridges {{ "{op.bridge}" }}',
+                *(f"add element {element}" for element in _inside(op, name)),
+            ]
+        case plan.Forward():
+            return [
+                f'add element inet {name} bridges {{ "{op.bridge}" }}',
+                *(f"add element {element}" for element in _forward(op, name)),
+            ]
+    raise AssertionError(op.kind)
+
+
+def removals(op: plan.Op, name: str) -> list[str]:
+    """The commands that undo a filter op.  Each adds first: what is not there can be taken away as well."""
+    match op:
+        case plan.Guard():
+            chain = f"bridge {name} {_chain(op)}"
+            element = f'bridge {name} links {{ "{op.link}" : goto {_chain(op)} }}'
+            return [
+                f"add chain {chain}",
+                f"add element {element}",
+                f"delete element {element}",
+                f"flush chain {chain}",
+                f"delete chain {chain}",
+            ]
+        case plan.Translate():
+            elements = _inside(op, name)
+        case plan.Forward():
+            elements = _forward(op, name)
+        case _:
+            raise AssertionError(op.kind)
+    return [f"{verb} element {element}" for element in elements for verb in ("add", "delete")]
+
+
+def _chain(op: plan.Guard) -> str:
+    return f"link-{op.link}"
+
+
+def _comment(zonename: str, why: str = "") -> str:
+    return f'comment "zone {zonename}{": " if why else ""}{why}"'
+
+
+def _inside(op: plan.Translate, name: str) -> list[str]:
+    return [
+        f"inet {name} inside{6 if network.is_v6(address) else 4} {{ {address} {_comment(op.zonename)} }}"
+        for address in op.addresses
+    ]
+
+
+def _forward(op: plan.Forward, name: str) -> list[str]:
+    elements = []
+    for target in op.to:
+        family = 6 if network.is_v6(target) else 4
+        place = f"-at{family}" if op.address else f"{family}"
+        at = f" . {op.address}" if op.address else ""
+        key = f"{op.protocol}{at} . {op.port} {_comment(op.zonename)}"
+        elements.append(f"inet {name} forward{place} {{ {key} : {target} . {op.to_port} }}")
+    return elements
+
+
+# -- guarding a link --------------------------------------------------------------------------------------------
+
+
+def guard_rules(op: plan.Guard) -> Iterator[str]:
+    """The rules of a link's chain: every frame that the zone sends passes them, wherever it is going."""
+
+    def drop(match: str, why: str) -> str:
+        return f"{match} drop {_comment(op.zonename, why)}"
+
+    if "mac-nospoof" in op.protections:
+        yield drop(f"ether saddr != {op.mac}", "mac-nospoof")
+        yield drop(f"ether type arp arp saddr ether != {op.mac}", "mac-nospoof")
+    if "ip-nospoof" in op.protections or "restricted" in op.protections:
+        # Also tagged frames, which a receiver could read as untagged ones.
+        yield drop(f"ether type != {ETHER_TYPES}", "only IPv4, IPv6 and ARP")
+    if "dhcp-nospoof" in op.protections:
+        for family, port in DHCP_SERVERS:
+            yield drop(f"ether type {family} udp sport {port}", "dhcp-nospoof")
+        yield drop("ether type ip6 icmpv6 type { nd-router-advert, nd-redirect }", "dhcp-nospoof")
+    if "ip-nospoof" in op.protections:
+        yield from _held_to_addresses(op, drop)
+
+
+def _held_to_addresses(op: plan.Guard, drop: object) -> Iterator[str]:
+    assert callable(drop)
+    four = network.family_of(op.sources, v6=False)
+    six = (*network.family_of(op.sources, v6=True), network.link_local(op.mac))
+    yield drop(f"ether type arp arp saddr ip != {{ {', '.join(('0.0.0.0', *four))} }}", "ip-nospoof")
+    yield drop(f"ip saddr != {_set(four)}" if four else "ether type ip", "ip-nospoof")
+    # The unspecified address asks whether an address is free, for routers, and tells of groups: nothing else.
+    asking = "{ nd-router-solicit, nd-neighbor-solicit, mld2-listener-report }"
+    yield f"ip6 saddr :: icmpv6 type {asking} accept"
+    yield drop(f"ip6 saddr != {_set(six)}", "ip-nospoof")
+    for source in six:
+        yield f"icmpv6 type nd-neighbor-advert {_advertised(source)} accept"
+    yield drop("icmpv6 type nd-neighbor-advert", "ip-nospoof")
+
+
+def _set(addresses: Iterable[str]) -> str:
+    return f"{{ {', '.join(addresses)} }}"
+
+
+def _advertised(source: str) -> str:
+    """The target of a neighbour advertisement, 64 bits into it; nft has no name for it before 1.0.9."""
+    net = ipaddress.IPv6Network(source)
+    bits = max(net.prefixlen, 1)
+    return f"@th,64,{bits} 0x{int(net.network_address) >> (128 - bits):x}"
+
+
+# -- doing and undoing ------------------------------------------------------------------------------------------
+
+
+def apply(ops: Iterable[plan.Op], stage: Stage) -> None:
+    """Do filter ops in one batch.  Without nft, what nobody asked for is left out, with a warning."""
+    ops = list(ops)
+    if nft.program() is None:
+        _without_nft(ops, stage)
+        return
+    name = table(stage.layout.suffix)
+    lines = [line for op in ops for line in additions(op, name)]
+    batch = "\n".join(lines) + "\n"
+    try:
+        try:
+            nft.run(batch)
+        except nft.Refusal:  # the tables are not there yet, or somebody has flushed them
+            _remember(stage.layout, name)
+            nft.run(skeleton(name) + batch)
+    except nft.Refusal as error:
+        raise PlatformError("cannot filter the zone's network: {why}", why=error.text) from None
+
+
+def _remember(layout: Layout, name: str) -> None:
+    with hostledger.lock(layout):
+        ledger = hostledger.load(layout)
+        if name not in ledger.tables:
+            ledger.tables.append(name)
+            hostledger.save(layout, ledger)
+
+
+def _without_nft(ops: list[plan.Op], stage: Stage) -> None:
+    for op in ops:
+        if isinstance(op, plan.Forward) or (isinstance(op, plan.Guard) and op.required):
+            raise PlatformError("cannot {what}: nft is not installed (apt-get install nftables)", what=op.describe())
+    stage.say(
+        "WARNING: nft is not installed, so the zone's links are not held to its own addresses and nothing is"
+        " translated on its way out (apt-get install nftables)"
+    )
+
+
+def undo(op: plan.Op, suffix: str) -> None:
+    """Undo one filter op; what is gone already is fine."""
+    name = table(suffix)
+    if nft.program() is None:
+        return
+    try:
+        nft.run("\n".join(removals(op, name)) + "\n")
+    except nft.Refusal:
+        if exists(name):
+            raise
+
+
+def exists(name: str) -> bool:
+    """Whether both tables are there."""
+    try:
+        nft.run(f"list table bridge {name}\nlist table inet {name}\n")
+    except nft.Refusal:
+        return False
+    return True
+
+
+def delete(name: str) -> None:
+    """Both tables go, with everything in them."""
+    for family in ("bridge", "inet"):
+        with contextlib.suppress(nft.Refusal):  # it is not there
+            nft.run(f"delete table {family} {name}\n")
+
+
+# -- rules in chains of others ----------------------------------------------------------------------------------
+
+MARK = "zonemgr{suffix} zone {zonename}"
+
+
+def admit(op: plan.Admit, stage: Stage) -> None:
+    """Accept rules at the head of the chains that are there, once each."""
+    _take_out(op, stage.layout.suffix)
+    mark = MARK.format(suffix=stage.layout.suffix, zonename=op.zonename)
+    lines = [
+        f'insert rule {chain} {side} "{link}" counter accept comment "{mark}"'
+        for chain in op.chains
+        if _chain_exists(chain)
+        for link in op.links
+        for side in ("iifname", "oifname")
+    ]
+    if lines:
+        nft.run("\n".join(lines) + "\n")
+
+
+def undo_admit(op: plan.Admit, suffix: str) -> None:
+    """Our rules, known by their comment, go; everything else in those chains stays."""
+    if nft.program() is not None:
+        _take_out(op, suffix)
+
+
+def _take_out(op: plan.Admit, suffix: str) -> None:
+    mark = MARK.format(suffix=suffix, zonename=op.zonename)
+    lines = [
+        f"delete rule {chain} handle {rule['handle']}"
+        for chain in op.chains
+        if _chain_exists(chain)
+        for rule in (item["rule"] for item in nft.listing("chain", chain) if "rule" in item)
+        if rule.get("comment") == mark
+    ]
+    if lines:
+        nft.run("\n".join(lines) + "\n")
+
+
+def _chain_exists(chain: str) -> bool:
+    if not re.fullmatch(r"\w+ [\w.-]+ [\w.-]+", chain):
+        return False
+    try:
+        nft.listing("chain", chain)
+    except nft.Refusal:
+        return False
+    return True
