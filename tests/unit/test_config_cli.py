@@ -20,7 +20,7 @@ from zonemgr.errors import UsageError
 from zonemgr.model import schema
 from zonemgr.model.states import State
 from zonemgr.model.zone import CappedMemory, Zone
-from zonemgr.store import zones
+from zonemgr.store import detached, zones
 from zonemgr.store.paths import Layout
 
 
@@ -70,7 +70,11 @@ REFUSED = [
     (["config", "web", "set", "a=b"], 1, "zone 'web': unknown property 'a'"),
     (["config", "web", "set", "autoboot"], 2, "'autoboot' is not of the form property=value"),
     (["config", "web", 'set a="b'], 2, "a quote or bracket is not closed"),
-    (["config", "web", "set", "zonename=db"], 1, "set zonename not allowed"),
+    (["config", "web", "set", "zonename=web/x"], 1, "zonename 'web/x' is not a zone name"),
+    (["config", "web", "set", "zonename=SUNWx"], 1, "names that begin with SUNW or SYS are"),
+    (["config", "web", "help", "autobot"], 1, "there is no help about 'autobot' (did you mean 'autoboot'?)"),
+    (["config", "web", "create", "-b", "-t", "web"], 2, "usage: create [-F] [-b | -X | -t TEMPLATE | -a PATH]"),
+    (["config", "db", "create", "-a", "/nothing"], 1, "/nothing is not a detached zone"),
     (["config", "web", "set", "zonepath=zones"], 1, "zone 'web': zonepath zones is not an absolute path."),
     (["config", "web", "clear", "brand"], 1, "zone 'web': Clearing this property is not allowed"),
     (["config", "web", "add", "sf"], 1, "zone 'web': unknown resource type 'sf' (did you mean 'fs'?)"),
@@ -138,7 +142,7 @@ def test_a_resource_is_selected_changed_and_left(zonemgr: Zonemgr, layout: Layou
     zonemgr("config", "web", "add", "fs", "dir=/srv", "special=/srv/web", "type=bind", "options=[ro]")
     layout.config("web").write_text(text_of(layout).replace("[[fs]]", "# the pages\n[[fs]]"))
     answer = zonemgr("config", "web", "select fs dir=/srv; add options nosuid; set special=/srv/new; info; end")
-    assert answer.out == "fs:\n\tdir: /srv\n\tspecial: /srv/new\n\ttype: bind\n\toptions: ['ro', 'nosuid']\n"
+    assert answer.out == "fs:\n\tdir: /srv\n\tspecial: /srv/new\n\ttype: bind\n\toptions: [ro,nosuid]\n"
     assert zones.load(layout, "web").fs[0].options == ("ro", "nosuid")
     assert "# the pages" in text_of(layout)
     before = text_of(layout)
@@ -317,3 +321,64 @@ ls -A $1/etc/zonemgr/zones
     assert (done.returncode, done.stdout) == (0, "web.toml\n"), done.stderr
     assert "cannot write" in done.stderr
     assert "No space left on device (the old content is kept)" in done.stderr
+
+
+def test_a_zone_is_renamed_when_its_new_name_is_saved(zonemgr: Zonemgr, layout: Layout) -> None:
+    zonemgr("create", "web", "--no-net")
+    zonemgr("create", "db", "--no-net")
+    assert "Zone name already in use" in zonemgr("config", "web", "set", "zonename=db").err
+    assert zonemgr("config", "web", "set autoboot=true; set zonename=www; revert").code == 0
+    assert zones.names(layout) == ["db", "web"]
+    assert zonemgr("config", "web", "set zonename=www; set autoboot=true").code == 0
+    assert zones.names(layout) == ["db", "www"]
+    www = zones.load(layout, "www")
+    assert (www.zonename, www.autoboot, www.zonepath) == ("www", True, str(layout.zonepath("www")))
+
+
+def test_a_configuration_that_was_never_saved_takes_another_name_at_once(zonemgr: Zonemgr, layout: Layout) -> None:
+    answer = zonemgr("config", "web", "create -b; set zonename=www; info zonename; set autoboot=true")
+    assert (answer.code, answer.out) == (0, "zonename: www\n")
+    assert zones.names(layout) == ["www"]
+
+
+def test_zones_begin_with_the_default_template(zonemgr: Zonemgr, layout: Layout) -> None:
+    template = layout.etc / "templates/default.toml"
+    template.parent.mkdir(parents=True)
+    template.write_text(f'# ours\nautoboot = true\n[[net]]\nanet = "zbr0{layout.suffix}"\n')
+    assert zonemgr("create", "web").code == 0
+    assert zonemgr("config", "db", "create").code == 0
+    web, db = zones.load(layout, "web"), zones.load(layout, "db")
+    assert (web.autoboot, db.autoboot) == (True, True)
+    assert web.net[0].address and not set(web.net[0].address) & set(db.net[0].address)
+    assert zonemgr("config", "blank", "create -b").code == 0
+    assert not zones.load(layout, "blank").autoboot
+    assert zonemgr("create", "plain", "-b", "native").code == 0
+    assert not zones.load(layout, "plain").autoboot
+
+
+def test_a_configuration_is_made_from_what_a_detached_zone_left(zonemgr: Zonemgr, layout: Layout) -> None:
+    zonemgr("create", "web", "autoboot=true", "--no-net")
+    place = layout.root / "elsewhere"
+    place.mkdir()
+    detached.write(str(place), detached.Manifest.of(layout, "web"))
+    assert zonemgr("config", "db", "create", "-a", str(place)).code == 0
+    db = zones.load(layout, "db")
+    assert (db.autoboot, db.zonepath) == (True, str(place))
+
+
+def test_the_path_of_an_installed_zone_is_changed_by_force_only(zonemgr: Zonemgr, layout: Layout) -> None:
+    zonemgr("create", "web", "--no-net")
+    zones.set_state(layout, "web", State.INSTALLED)
+    assert zonemgr("config", "web", "set", "-F", "zonepath=/zones/other").code == 0
+    assert zones.load(layout, "web").zonepath == "/zones/other"
+
+
+def test_help_tells_of_commands_resources_and_properties(zonemgr: Zonemgr) -> None:
+    zonemgr("create", "web")
+    assert zonemgr("config", "web", "help", "select").out.startswith("usage: select resource")
+    lines = zonemgr("config", "web", "help", "smf-dependency").out.splitlines()
+    assert lines[0].endswith("(no effect yet)")
+    assert "fmri: the service or zone it waits for (required, text, no effect yet)" in lines
+    assert "default: false" in zonemgr("config", "web", "help", "autoboot").out
+    assert zonemgr("config", "web", "help", "match").out.startswith("device match: ")
+    assert "no effect yet" not in zonemgr("config", "web", "help", "match").out

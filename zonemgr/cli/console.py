@@ -16,7 +16,7 @@ import click
 
 from zonemgr.cli.output import Session
 from zonemgr.cli.terminal import Escape, Keys, Relay, escape_character, raw, write_all
-from zonemgr.errors import ZoneError, locale_of_environment
+from zonemgr.errors import NoSuchZoneError, ZoneError, locale_of_environment
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
@@ -29,7 +29,12 @@ def check_zone(session: Session, zonename: str) -> Observation:
     """The checks that console and login share, in the reference's order.  Raises ZoneError."""
     if zonename == GLOBAL_ZONE:
         raise ZoneError("'{program}' not applicable to the global zone", program=session.program)
-    seen = observe(session.layout, zonename)
+    try:
+        seen = observe(session.layout, zonename)
+    except NoSuchZoneError:
+        if session.program == "zlogin":
+            raise ZoneError("zone '{zone}' unknown", zone=zonename) from None
+        raise
     if seen.state < State.INSTALLED:
         raise ZoneError("cannot login to a zone which is '{state}'", state=seen.state.label)
     if os.geteuid() != 0:

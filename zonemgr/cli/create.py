@@ -46,7 +46,8 @@ def create(
     """Configure a new zone.
 
     It gets a network link on the host's bridge with the lowest free addresses, unless told otherwise.  `zonemgr config`
-    changes what was made, `zonemgr install` gives the zone its root.
+    changes what was made, `zonemgr install` gives the zone its root.  Where there is a template named default, a zone
+    begins with that.
     """
     if template is not None and (brand is not None or no_net):
         raise UsageError("-t cannot be given together with -b or --no-net: the template says both")
@@ -83,6 +84,8 @@ def _create(
     with store.edit_lock(layout):
         if zones.exists(layout, zonename):
             raise ConfigError("Zone name already in use")
+        if template is None and brand is None and net and store.has_template(layout, store.DEFAULT_TEMPLATE):
+            template = store.DEFAULT_TEMPLATE
         if template is not None:
             text = store.text_from_template(layout, zonename, template)
         else:

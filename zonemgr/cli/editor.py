@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from zonemgr.cli import configtext
+from zonemgr.cli import confighelp, configtext
+from zonemgr.cli.confighelp import help_lines
 from zonemgr.cli.configtext import Line, assignments
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import (
@@ -28,6 +29,7 @@ from zonemgr.cli.scope import (
 from zonemgr.errors import ConfigError, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.model import schema
 from zonemgr.model.checks import Refused
+from zonemgr.model.grid import name_check
 from zonemgr.model.schema import Form, Property, Resource
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone, check_resource
@@ -55,6 +57,12 @@ class Editor:
                     "the configuration file {path} is gone", path=self.layout.config(zonename)
                 ) from None
         self.done = False
+        self.new_name: str | None = None  # what the zone is called once this is saved
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to save."""
+        return self.new_name is not None or (self.draft is not None and self.draft.changed)
 
     @property
     def state(self) -> State:
@@ -84,7 +92,7 @@ class Editor:
                 raise
         if self.scope is not None:
             raise ConfigError("resource specification incomplete ('end' ends it); nothing is saved")
-        if self.draft is not None and self.draft.changed:
+        if self.changed:
             self.commit(())
 
     def command(self, words: Sequence[str]) -> None:
@@ -106,9 +114,9 @@ class Editor:
 
     def create(self, words: Sequence[str]) -> None:
         self.global_only("create")
-        options, rest = options_of(words, flags="Fb", valued="t")
-        if rest or ("b" in options and "t" in options):
-            raise UsageError("create [-F] [-b | -t TEMPLATE]")
+        options, rest = options_of(words, flags="FbX", valued="ta")
+        if rest or len(options.keys() - {"F"}) > 1:
+            raise usage("create")
         force = "F" in options
         require_write_access(self.layout, "create")
         if self.draft is not None and self.draft.changed and not force:
@@ -128,16 +136,22 @@ class Editor:
     def _initial_text(self, options: Mapping[str, str]) -> str:
         from zonemgr.store import settings
 
+        layout = self.layout
         if "t" in options:
-            return store.text_from_template(self.layout, self.zonename, options["t"])
-        brand = settings.load(self.layout).default_brand
-        return store.new_text(self.layout, self.zonename, brand=brand, net="b" not in options)
+            return store.text_from_template(layout, self.zonename, options["t"])
+        if "a" in options:
+            return store.text_from_detached(layout, self.zonename, options["a"])
+        blank = options.keys() & {"b", "X"}
+        if not blank and store.has_template(layout, store.DEFAULT_TEMPLATE):
+            return store.text_from_template(layout, self.zonename, store.DEFAULT_TEMPLATE)
+        brand = settings.load(layout).default_brand
+        return store.new_text(layout, self.zonename, brand=brand, net=not blank)
 
     def delete(self, words: Sequence[str]) -> None:
         self.global_only("delete")
         options, rest = options_of(words, flags="F")
         if rest:
-            raise UsageError("delete [-F]")
+            raise usage("delete")
         from zonemgr.cli.delete import delete_zone
 
         self.edited()
@@ -157,16 +171,24 @@ class Editor:
     def commit(self, words: Sequence[str]) -> None:
         none(words, "commit")
         self.verify(())
-        if self.edited().changed:
+        if self.changed:
             require_write_access(self.layout, "configure")
+        if self.edited().changed:
             self.edited().save()
+        if self.new_name is not None:
+            from zonemgr.cli.move import rename_zone
+
+            rename_zone(self.session, self.zonename, self.new_name)
+            self.zonename, self.new_name = self.new_name, None
+            self.draft = Draft.open(self.layout, self.zonename)
 
     def revert(self, words: Sequence[str]) -> None:
         options, rest = options_of(words, flags="F")
         if rest or options.keys() - {"F"}:
-            raise UsageError("revert [-F]")
+            raise usage("revert")
         self.global_only("revert")
         self.edited().revert()
+        self.new_name = None
 
     def exit(self, words: Sequence[str]) -> None:
         options_of(words, flags="F")
@@ -186,7 +208,7 @@ class Editor:
         zone = self.edited().zone()
         if self.scope is not None and not words:
             rows = ((row, self.scope.values.get(row.name)) for row in self.scope.kind.properties)
-            values = [f"\t{row.name}: {value}" for row, value in rows if value is not None]
+            values = [f"\t{row.name}: {_shown(value)}" for row, value in rows if value is not None]
             return [f"{self.scope.kind.name}:", *values]
         if not words:
             return configtext.info(zone)
@@ -202,7 +224,7 @@ class Editor:
     def export(self, words: Sequence[str]) -> None:
         options, rest = options_of(words, valued="f")
         if rest:
-            raise UsageError("export [-f FILE]")
+            raise usage("export")
         self.global_only("export")
         lines = configtext.export(self.edited().zone(), str(self.layout.zonepath(self.zonename)))
         text = "\n".join(lines)
@@ -217,27 +239,30 @@ class Editor:
     # Properties.
 
     def set(self, words: Sequence[str]) -> None:
-        if not words:
-            raise UsageError("set property=value")
-        for name, text in assignments(words).items():
+        options, rest = options_of(words, flags="F")
+        if not rest:
+            raise usage("set")
+        for name, text in assignments(rest).items():
             if self.scope is not None:
                 row = self.scope.row(name)
                 self.scope.values[row.name] = property_value(row, text)
             else:
-                self._set_global(name, text)
+                self._set_global(name, text, force="F" in options)
 
-    def _set_global(self, name: str, text: str) -> None:
+    def _set_global(self, name: str, text: str, *, force: bool) -> None:
         draft = self.edited()
         row = global_row(name)
         value = property_value(row, text)
-        self._refuse_frozen(row.name, value)
+        if row.name == "zonename":
+            self._rename(str(value))
+            return
+        if not (force and row.name == "zonepath"):  # for whoever has moved the files by other means
+            self._refuse_frozen(row.name, value)
         if row.name == "brand":
             check_brand(self.layout, str(value))
         draft.set((), row.name, value)
 
     def _refuse_frozen(self, name: str, value: object) -> None:
-        if name == "zonename" and value != self.zonename:
-            raise ConfigError("a zone is not renamed by its configuration; set zonename not allowed.")
         if name not in FROZEN or self.state is State.CONFIGURED:
             return
         if getattr(self.edited().zone(), name) != value:
@@ -246,9 +271,27 @@ class Editor:
                 "Zone {zone} {how}; set {name} not allowed.", zone=self.zonename, how=how, name=name
             )
 
+    def _rename(self, new_name: str) -> None:
+        """``set zonename``: a configuration that was never saved gets the name at once, a zone when it is saved."""
+        if new_name == self.zonename:
+            self.new_name = None
+            return
+        name_check("rename", new_name)
+        if zones.exists(self.layout, new_name):
+            raise ConfigError("Zone name already in use")
+        if zones.exists(self.layout, self.zonename):
+            self.new_name = new_name
+            return
+        draft = self.edited()
+        renamed = Draft.new(self.layout, new_name, draft.text)
+        if draft.table.get("zonepath") == str(self.layout.zonepath(self.zonename)):
+            renamed.set((), "zonepath", str(self.layout.zonepath(new_name)))
+        renamed.set((), "zonename", new_name)
+        self.zonename, self.draft = new_name, renamed
+
     def clear(self, words: Sequence[str]) -> None:
         if len(words) != 1:
-            raise UsageError("clear property")
+            raise usage("clear")
         if self.scope is not None:
             row = self.scope.row(words[0])
             if row.required:
@@ -265,7 +308,7 @@ class Editor:
 
     def add(self, words: Sequence[str]) -> None:
         if not words:
-            raise UsageError("add resource [property=value ...]")
+            raise usage("add")
         if self.scope is not None:
             self._extend(self.scope, words)
             return
@@ -320,7 +363,7 @@ class Editor:
     def select(self, words: Sequence[str]) -> None:
         self.global_only("select")
         if not words:
-            raise UsageError("select resource property=value ...")
+            raise usage("select")
         kind = kind_named(words[0])
         index = self._one(kind, assignments(words[1:]))
         table = self.edited().table[kind.name]
@@ -385,7 +428,7 @@ class Editor:
             return
         options, rest = options_of(words, flags="F")
         if not rest:
-            raise UsageError("remove [-F] resource [property=value ...]")
+            raise usage("remove")
         kind = kind_named(rest[0])
         draft = self.edited()
         if rest[1:]:
@@ -428,18 +471,8 @@ class Editor:
         ]
 
     def help(self, words: Sequence[str]) -> None:
-        if not words:
-            self.session.data("commands: " + ", ".join(COMMANDS))
-            self.session.data("properties: " + ", ".join(row.name for row in schema.GLOBAL_PROPERTIES))
-            self.session.data("resources: " + ", ".join(schema.RESOURCES))
-            return
-        kind = schema.resource(words[0])
-        rows = kind.properties if kind else (global_row(words[0]),)
-        for row in rows:
-            note = "" if row.effect and (kind is None or kind.effect) else "; no effect yet"
-            self.session.data(
-                f"{row.name}: {row.help} ({row.form.value}, takes effect: {row.when.value}{note})"
-            )
+        for line in help_lines(words):
+            self.session.data(line)
 
 
 COMMANDS: Final[Mapping[str, Callable[[Editor, Sequence[str]], None]]] = {
@@ -466,6 +499,18 @@ def _as_list(value: object) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _shown(value: object) -> str:
+    """A value of the file as ``info`` shows it while the resource is open."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def usage(command: str) -> UsageError:
+    """The error of a command that was not written as it is used."""
+    return UsageError("usage: {synopsis}", synopsis=confighelp.COMMANDS[command].synopsis)
 
 
 def _is_like(present: object, wanted: object) -> bool:

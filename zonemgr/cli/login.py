@@ -33,7 +33,7 @@ from zonemgr.cli.terminal import (
     window,
     write_all,
 )
-from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.linux import enter, passwd, process
 from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import join_tasks
@@ -148,9 +148,23 @@ class Wish:
         return {**base, **({"TERM": "dumb", **passed} if self.tty else {})}
 
 
-def wish(entry: Entry, user: str | None, words: Sequence[str] | None, *, failsafe: bool, tty: bool) -> Wish:
-    """What the options and words mean in this zone.  Raises ZoneError for an unknown user."""
+def wish(
+    entry: Entry,
+    user: str | None,
+    words: Sequence[str] | None,
+    *,
+    failsafe: bool,
+    tty: bool,
+    line: bool = False,
+) -> Wish:
+    """What the options and words mean in this zone.  Raises ZoneError for an unknown user.
+
+    ``line``: the words are a line for the user's shell, which for root is no login shell (reference, section 8).
+    """
     account = FAILSAFE if failsafe else _account(entry, "root" if user is None else user)
+    if words and line:
+        login = () if account.uid == 0 else ("-l",)
+        return Wish(account, (account.shell, *login, "-c", " ".join(words)), tty)
     if words:
         return Wish(account, tuple(words), tty)
     instance = entry.instance
@@ -465,25 +479,35 @@ def log_in(
     failsafe: bool = False,
     no_stdin: bool = False,
     tty: bool = False,
+    line: bool = False,
     manners: Manners,
 ) -> int:
     """Everything of a login after its command line; the exit status."""
+    # Under its Solaris name the program has that one's exit codes: 1 for ours, and 0 after every session.
+    solaris = session.program == "zlogin"
+    ours = int(Exit.ERROR) if solaris else OURS
     try:
         with opened(session, zonename, living(session, zonename)) as entry:
-            wanted = wish(entry, user, words, failsafe=failsafe, tty=tty)
+            wanted = wish(entry, user, words, failsafe=failsafe, tty=tty, line=line)
             sys.stdout.flush()
-            return interactive(entry, wanted, manners) if tty else piped(entry, wanted, no_stdin=no_stdin)
+            if tty:
+                status = interactive(entry, wanted, manners)
+                return int(Exit.OK) if solaris else status
+            return piped(entry, wanted, no_stdin=no_stdin)
     except UsageError:
         raise
     except EnterError as error:
+        if solaris:
+            session.message(message("could not enter zone {zone}: {why}", zone=zonename, why=error.text))
+            return ours
         session.report(error, zonename)
         return error.exit_status
     except ZoneError as error:
-        session.report(error, None if isinstance(error, NoSuchZoneError) else zonename)
-        return OURS
+        session.report(error, None if solaris or isinstance(error, NoSuchZoneError) else zonename)
+        return ours
     except OSError as error:
         session.report(ZoneError("cannot enter the zone: {why}", why=error), zonename)
-        return OURS
+        return ours
 
 
 def check_conflicts(conflicts: Mapping[str, bool]) -> None:
@@ -504,6 +528,7 @@ def check_conflicts(conflicts: Mapping[str, bool]) -> None:
 @click.option("-e", "escape", default="~", metavar="C", help=r"The escape character (\ooo is octal).")
 @click.option("-E", "no_escape", is_flag=True, help="No escape character.")
 @click.option("-Q", "no_banner", is_flag=True, help="No line at the beginning and the end.")
+@click.option("--line", is_flag=True, hidden=True, help="The words are a line for the user's shell.")
 @click.pass_obj
 def login(
     session: Session,
@@ -515,6 +540,7 @@ def login(
     escape: str,
     no_escape: bool,
     no_banner: bool,
+    line: bool,
 ) -> int:
     """Enter a zone: a shell at a terminal, or a command with its exact exit status (125 to 127: it did not run)."""
     words = tail()
@@ -534,5 +560,6 @@ def login(
         failsafe=failsafe,
         no_stdin=no_stdin,
         tty=with_tty,
+        line=line,
         manners=manners,
     )

@@ -106,20 +106,25 @@ def _size(source: str, target: str) -> int | None:
 @click.pass_obj
 def rename(session: Session, name: str, new_name: str) -> int:
     """Give a zone that does not run another name.  A zonepath in the default place is renamed with it."""
+    with session.about(name):
+        rename_zone(session, name, new_name)
+    return 0
+
+
+def rename_zone(session: Session, name: str, new_name: str) -> None:
+    """All of ``rename``.  Raises ZoneError."""
     from zonemgr.model.grid import name_check
     from zonemgr.store import zones
 
-    with session.about(name):
+    check(session, "rename", name)
+    name_check("rename", new_name)
+    zones.check_name(new_name)
+    layout, say = session.layout, say_of(session, name)
+    with administration(layout, name, say), administration(layout, new_name, say):
         check(session, "rename", name)
-        name_check("rename", new_name)
-        zones.check_name(new_name)
-        layout, say = session.layout, say_of(session, name)
-        with administration(layout, name, say), administration(layout, new_name, say):
-            check(session, "rename", name)
-            if zones.exists(layout, new_name):
-                raise ConfigError("Zone name already in use")
-            _rename(session, name, new_name)
-    return 0
+        if zones.exists(layout, new_name):
+            raise ConfigError("Zone name already in use")
+        _rename(session, name, new_name)
 
 
 def _rename(session: Session, name: str, new_name: str) -> None:

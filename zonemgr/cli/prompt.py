@@ -132,7 +132,7 @@ class Prompt:
         editor = self.editor
         if name == "create" and editor.draft is not None and editor.state < State.INSTALLED:
             return f"Zone {editor.zonename} already exists; create anyway"
-        if name == "revert" and editor.draft is not None and editor.draft.changed:
+        if name == "revert" and editor.changed:
             return "Are you sure you want to revert"
         if name == "remove" and editor.scope is None and len(words) == 1 and editor.draft is not None:
             kind = schema.resource(words[0])
@@ -158,7 +158,7 @@ class Prompt:
             if not force and not self._yes("Resource incomplete; really quit"):
                 return False
             editor.scope = None
-        if editor.draft is not None and editor.draft.changed and not self.read_only:
+        if editor.changed and not self.read_only:
             try:
                 editor.commit(())
             except ZoneError as error:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zonemgr.errors import ConfigError, NoSuchZoneError
 from zonemgr.model import network, schema
@@ -484,6 +484,29 @@ def text_from_template(layout: Layout, zonename: str, template: str) -> str:
     return _adapted(layout, zonename, source, path, is_zone)
 
 
+DEFAULT_TEMPLATE: Final = "default"  # what a new zone begins with, where the administrator has written it
+
+
+def has_template(layout: Layout, name: str) -> bool:
+    """Whether there is a template of this name."""
+    return (layout.etc / "templates" / f"{name}.toml").is_file()
+
+
+def text_from_detached(layout: Layout, zonename: str, zonepath: str) -> str:
+    """A new zone's file from what a detached zone has left in its zonepath.  Raises ConfigError."""
+    from zonemgr.store import detached
+
+    manifest = detached.read(zonepath)
+    if manifest is None:
+        raise ConfigError("{path} is not a detached zone", path=zonepath)
+    text = _adapted(
+        layout, zonename, manifest.configuration.encode(), detached.marker(zonepath), is_zone=False
+    )
+    draft = Draft(layout, zonename, text, None)
+    draft.set((), "zonepath", zonepath)
+    return draft.text
+
+
 def text_from_zone(layout: Layout, zonename: str, source: str) -> str:
     """A new zone's file from another zone's, as ``text_from_template``.  Raises NoSuchZoneError, ConfigError."""
     path = layout.config(source)
@@ -501,11 +524,27 @@ def _adapted(layout: Layout, zonename: str, source: bytes, path: Path, is_zone: 
     draft.set((), "zonename", zonename)
     if is_zone:
         renew_addresses(draft)
+    else:
+        complete_addresses(draft)
     return draft.text
 
 
 def _is_plain(name: str) -> bool:
     return "/" not in name and not name.startswith(".")
+
+
+def complete_addresses(draft: Draft) -> None:
+    """Addresses for the first link on the default bridge, if the template leaves them open."""
+    from zonemgr.store import settings
+
+    bridge = settings.load(draft.layout).bridge
+    for index, link in enumerate(draft.table.get("net", [])):
+        if link.get("anet", link.get("lower-link")) == bridge:
+            if not link.keys() & {"address", "allowed-address", "defrouter"}:
+                found, routers = free_addresses(draft.layout, draft.zonename)
+                draft.set(("net", index), "address", found)
+                draft.set(("net", index), "defrouter", routers)
+            return
 
 
 def renew_addresses(draft: Draft) -> None:
