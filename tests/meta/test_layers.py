@@ -14,7 +14,7 @@ from tests.kit.instance import CHECKOUT
 PACKAGE: Final = CHECKOUT / "zonemgr"
 BRANDS: Final = CHECKOUT / "brands"
 LAYERS: Final = (
-    {"errors"},
+    {"errors", "capnames"},
     {"model", "linux"},
     {"store"},
     {"wire"},

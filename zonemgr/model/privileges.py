@@ -1,6 +1,7 @@
-"""``limitpriv``: the most a zone may do, from Solaris privilege names or Linux capability names to capabilities.
+"""``limitpriv``: the most a zone may do, from Solaris privilege names or Linux capability names to what enforces them.
 
-The Solaris names that have no Linux counterpart are accepted, checked and reported as without effect, so that a
+Most privileges stand for capabilities, which a zone has when the list grants them.  A few stand for *rights*, which
+every process has unless the list takes them away; the system call filter enforces those.  The Solaris names that have no Linux counterpart are accepted, checked and reported as without effect, so that a
 configuration brought over from Solaris works.  Nothing here touches a process; ``linux`` does.
 """
 
@@ -10,54 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from zonemgr.capnames import CAPABILITIES, RIGHTS
 from zonemgr.errors import ConfigError
 from zonemgr.model.checks import Refused
 
-ALL_CAPABILITIES: Final = frozenset(
-    [
-        "chown",
-        "dac_override",
-        "dac_read_search",
-        "fowner",
-        "fsetid",
-        "kill",
-        "setgid",
-        "setuid",
-        "setpcap",
-        "linux_immutable",
-        "net_bind_service",
-        "net_broadcast",
-        "net_admin",
-        "net_raw",
-        "ipc_lock",
-        "ipc_owner",
-        "sys_module",
-        "sys_rawio",
-        "sys_chroot",
-        "sys_ptrace",
-        "sys_pacct",
-        "sys_admin",
-        "sys_boot",
-        "sys_nice",
-        "sys_resource",
-        "sys_time",
-        "sys_tty_config",
-        "mknod",
-        "lease",
-        "audit_write",
-        "audit_control",
-        "setfcap",
-        "mac_override",
-        "mac_admin",
-        "syslog",
-        "wake_alarm",
-        "block_suspend",
-        "audit_read",
-        "perfmon",
-        "bpf",
-        "checkpoint_restore",
-    ]
-)
+ALL_CAPABILITIES: Final = frozenset(CAPABILITIES)
 
 # What reaches past the zone's namespaces, or reads or steers the host's kernel.  sys_boot stays: reboot(2) in a pid
 # namespace ends only that.  mknod stays: device nodes are refused by the user namespace and by nodev.  audit_* go
@@ -84,6 +42,16 @@ WITHHELD: Final = frozenset(
 DEFAULT_CAPABILITIES: Final = ALL_CAPABILITIES - WITHHELD
 REQUIRED_CAPABILITIES: Final = frozenset({"setuid", "setgid", "sys_chroot", "kill"})
 PROHIBITED_CAPABILITIES: Final = frozenset({"sys_module", "sys_rawio", "mac_admin", "mac_override"})
+
+# Without a user namespace these are powers over the host itself: to mount its devices and remount its folders, to look
+# into processes on their way into the zone, to open files by number, to starve it.  A privileged zone has them only
+# when its limitpriv names them.
+HOST_POWERS: Final = frozenset(
+    ["sys_admin", "sys_ptrace", "dac_read_search", "sys_resource", "sys_nice", "linux_immutable"]
+)
+
+# No zone could start a program without them (reference, section 7.5).
+REQUIRED_RIGHTS: Final = frozenset({"proc_exec", "proc_fork"})
 
 # Solaris privilege -> capabilities.  An empty set: known, and without a Linux counterpart.  Names that exist on both
 # sides with different meaning (sys_admin, sys_time, sys_resource, net_rawaccess...) are taken in the Solaris sense
@@ -178,14 +146,25 @@ SOLARIS: Final[Mapping[str, frozenset[str]]] = {
 }
 # "basic" is what every Solaris process has; Linux does not count these as capabilities at all.
 _GROUPS: Final[Mapping[str, frozenset[str]]] = {"basic": frozenset(), "none": frozenset()}
+_BASIC_RIGHTS: Final = frozenset({"net_access", "proc_exec", "proc_fork"})
+
+
+def _rights(name: str) -> frozenset[str]:
+    """The rights a token stands for."""
+    if name == "basic":
+        return _BASIC_RIGHTS
+    return frozenset({name} & set(RIGHTS))
 
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """The outcome: capabilities (lower case, without ``cap_``), and the tokens that had no effect on Linux."""
+    """The outcome: capabilities (lower case, without ``cap_``), the tokens that had no effect on Linux, and the
+    rights that were taken away.
+    """
 
     capabilities: frozenset[str]
     ignored: tuple[str, ...]
+    denied: frozenset[str] = frozenset()
 
 
 def check_names(limitpriv: str) -> None:
@@ -240,6 +219,7 @@ def capabilities(
     An empty ``limitpriv`` is the default set; later words win over earlier ones.
     """
     granted = set(expand(default))
+    denied: set[str] = set()
     ignored: list[str] = []
     tokens = [token.strip() for token in limitpriv.split(",")] if limitpriv.strip() else ["default"]
     for index, token in enumerate(tokens):
@@ -247,27 +227,36 @@ def capabilities(
             granted = set()
         if index == 0 and token == "default":
             continue
-        _apply(granted, ignored, token)
+        _apply(granted, denied, ignored, token)
     _check_sets(granted, expand(required), expand(prohibited))
-    return Privileges(frozenset(granted), tuple(ignored))
+    for name in sorted(denied & REQUIRED_RIGHTS):
+        raise _missing(name)
+    return Privileges(frozenset(granted), tuple(ignored), frozenset(denied))
 
 
-def _apply(granted: set[str], ignored: list[str], token: str) -> None:
+def _apply(granted: set[str], denied: set[str], ignored: list[str], token: str) -> None:
     remove = token[:1] in ("!", "-")
     name = (token[1:] if remove else token).lower()
     found = ALL_CAPABILITIES if name == "all" else _lookup(name)
+    rights = _rights(name)
     if found is None:
         raise ConfigError('unknown privilege "{name}" specified in the zone\'s privilege set', name=name)
-    if not found:
+    if not found and not rights:
         ignored.append(token)
     elif remove:
         granted -= found
+        denied |= rights
     else:
         granted |= found
+        denied -= rights
 
 
 def _check_sets(granted: set[str], required: frozenset[str], prohibited: frozenset[str]) -> None:
     for name in sorted(granted & prohibited):
         raise ConfigError('privilege "{name}" is not permitted within the zone\'s privilege set', name=name)
     for name in sorted(required - granted):
-        raise ConfigError('required privilege "{name}" is missing from the zone\'s privilege set', name=name)
+        raise _missing(name)
+
+
+def _missing(name: str) -> ConfigError:
+    return ConfigError('required privilege "{name}" is missing from the zone\'s privilege set', name=name)
