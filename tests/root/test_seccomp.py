@@ -9,9 +9,11 @@ import platform
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from zonemgr.errors import ConfigError
 from zonemgr.linux import seccomp
 
 ALLOW, DENY = 0x7FFF_0000, 0x0005_0000
@@ -107,6 +109,88 @@ def test_calls_that_a_system_needs_are_allowed_in_both_conventions(
     program: bytes, arch: int, call: int
 ) -> None:
     assert run(program, arch, call) == ALLOW
+
+
+def filter_of(**wishes: Any) -> bytes:
+    return seccomp.compile_filter(seccomp.profile_for(seccomp.Wishes(**wishes)))
+
+
+@on_x86_64
+def test_a_capability_brings_the_calls_that_need_it_and_no_other() -> None:
+    program = filter_of(capabilities=frozenset({"syslog", "chown"}))
+    assert run(program, X86_64, 103) == ALLOW
+    assert run(program, X86_64, 321) == DENY | errno.EPERM
+    assert run(filter_of(capabilities=frozenset({"bpf", "sys_module"})), X86_64, 321) == ALLOW
+    assert run(filter_of(capabilities=frozenset({"sys_module"})), X86_64, 175) == DENY | errno.EPERM
+
+
+@on_x86_64
+def test_rights_that_are_taken_away_are_denied() -> None:
+    program = filter_of(rights=frozenset({"net_access"}))
+    socket_call, unix, inet, inet6, netlink = 41, 1, 2, 10, 16
+    assert run(program, X86_64, socket_call, inet) == run(program, X86_64, socket_call, inet6) == DENY | errno.EPERM
+    assert run(program, X86_64, socket_call, unix) == run(program, X86_64, socket_call, netlink, 3, 0) == ALLOW
+    assert run(program, I386, 102) == DENY | errno.EPERM
+    no_fork = filter_of(rights=frozenset({"proc_fork"}))
+    assert run(no_fork, X86_64, 56, 0x11) == DENY | errno.EPERM
+    assert run(no_fork, X86_64, 56, 0x3D0F00) == ALLOW
+    assert run(no_fork, X86_64, 435) == DENY | errno.ENOSYS
+
+
+@on_x86_64
+def test_single_calls_are_let_through_or_denied_by_name() -> None:
+    program = filter_of(calls=("keyctl", "!ptrace"))
+    assert run(program, X86_64, 250) == ALLOW
+    assert run(program, X86_64, 101) == run(program, I386, 26) == DENY | errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("init_module", "is not permitted in any zone"),
+        ("kexec_load", "is not permitted in any zone"),
+        ("ioctl", "is not denied by default"),
+        ("read", "is not denied by default"),
+        ("!no_such_call", "no rule for the system call"),
+    ],
+)
+def test_calls_that_cannot_be_changed_are_named(call: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        filter_of(calls=(call,))
+
+
+@on_x86_64
+def test_a_protection_that_is_always_on_cannot_be_switched_off() -> None:
+    program = filter_of(flags=("aslr",))
+    personality, denied = 135, DENY | errno.EPERM
+    assert run(program, X86_64, personality, 0xFFFF_FFFF) == ALLOW  # asks only
+    assert run(program, X86_64, personality, 0) == run(program, X86_64, personality, 0x40_0000) == ALLOW
+    assert run(program, X86_64, personality, 0x4_0000) == denied
+    assert run(program, X86_64, personality, 0x8004_0000) == run(program, X86_64, personality, 0xFFFF_FFFE) == denied
+
+
+@on_x86_64
+def test_a_zone_that_may_not_mount_may_still_bind_and_remount() -> None:
+    program = filter_of(mounts=False)
+    assert run(program, X86_64, 165, 0, 0, 0, 0) == DENY | errno.EPERM
+    assert run(program, X86_64, 165, 0, 0, 0, 0x6) == DENY | errno.EPERM
+    assert run(program, X86_64, 165, 0, 0, 0, 0x1000) == run(program, X86_64, 165, 0, 0, 0, 0x20) == ALLOW
+    assert run(program, X86_64, 430) == DENY | errno.EPERM
+
+
+@on_x86_64
+def test_the_line_to_the_hypervisor_is_denied(program: bytes) -> None:
+    assert run(program, X86_64, 41, 40, 1) == DENY | errno.EPERM
+
+
+def test_a_file_of_the_cache_that_is_for_another_filter_is_not_taken(tmp_path: Path) -> None:
+    seccomp.default_filter(tmp_path)
+    (stored,) = tmp_path.iterdir()
+    wishes = seccomp.Wishes(calls=("!ptrace",))
+    fresh = seccomp.zone_filter(tmp_path, wishes)
+    (other,) = set(tmp_path.iterdir()) - {stored}
+    other.write_bytes(stored.read_bytes())
+    assert seccomp.zone_filter(tmp_path, wishes) == fresh
 
 
 @on_x86_64

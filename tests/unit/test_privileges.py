@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zonemgr.capnames import RIGHTS
 from zonemgr.errors import ConfigError
+from zonemgr.linux import seccomp
 from zonemgr.model import privileges
 from zonemgr.model.checks import Refused
-from zonemgr.model.privileges import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, SOLARIS
+from zonemgr.model.privileges import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, REQUIRED_RIGHTS, SOLARIS
 
 NONE: frozenset[str] = frozenset()
 
@@ -73,11 +75,33 @@ def test_an_unknown_name_is_told_its_neighbour() -> None:
         privileges.check_names("default,!net_rw")
 
 
+def test_rights_of_every_process_are_had_until_they_are_taken_away() -> None:
+    def denied(limitpriv: str) -> frozenset[str]:
+        return privileges.capabilities(
+            limitpriv, default=DEFAULT_CAPABILITIES, required=NONE, prohibited=NONE
+        ).denied
+
+    assert denied("") == denied("default,net_access") == denied("kill,proc_setid") == NONE
+    assert denied("default,!net_access") == {"net_access"}
+    assert denied("default,!net_observability,net_observability") == NONE
+    with pytest.raises(ConfigError) as caught:
+        denied("default,!basic")
+    assert caught.value.text == 'required privilege "proc_exec" is missing from the zone\'s privilege set'
+
+
+def test_the_filter_knows_every_right_and_capabilities_that_exist() -> None:
+    assert set(seccomp.RIGHTS) == set(RIGHTS)
+    assert set(RIGHTS) <= set(SOLARIS)
+    assert set(seccomp._WITH_CAPABILITY) <= ALL_CAPABILITIES
+
+
 def test_every_solaris_name_stands_for_known_capabilities() -> None:
     assert frozenset().union(*SOLARIS.values()) <= ALL_CAPABILITIES
 
 
-@given(st.lists(st.sampled_from(sorted(ALL_CAPABILITIES | set(SOLARIS)))), st.booleans())
+@given(
+    st.lists(st.sampled_from(sorted((ALL_CAPABILITIES | set(SOLARIS)) - REQUIRED_RIGHTS))), st.booleans()
+)
 def test_a_removed_privilege_is_never_granted(names: list[str], default: bool) -> None:
     text = ",".join((["default"] if default else ["basic"]) + [f"!{name}" for name in names])
     gone = privileges.expand(frozenset(names))

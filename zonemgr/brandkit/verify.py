@@ -53,10 +53,30 @@ def check_declared(brand: Brand, zone: Zone, say: Say | None) -> None:
             "brand '{brand}' does not support ip-type {type}", brand=brand.name, type=zone.ip_type
         )
     found = allowed(brand, zone, zone.limitpriv)
+    if zone.seccomp:
+        from zonemgr.linux import seccomp  # not at the top: it loads ctypes
+
+        seccomp.profile_for(seccomp.Wishes(calls=zone.seccomp))
     if say and found.ignored:
         say(
             message(
                 "WARNING: without effect on this system: limitpriv {names}", names=", ".join(found.ignored)
+            )
+        )
+    powers = sorted(found.capabilities & privileges.HOST_POWERS) if zone.privileged else []
+    if say and powers:
+        say(
+            message(
+                "WARNING: root of this privileged zone can take over the host by its {names}",
+                names=", ".join(powers),
+            )
+        )
+    useless = [name for name in zone.fs_allowed if name not in ("-", "fuse")]
+    if say and useless:
+        say(
+            message(
+                "WARNING: the kernel alone decides which zone may mount fs-allowed {names}",
+                names=", ".join(useless),
             )
         )
 
@@ -64,8 +84,13 @@ def check_declared(brand: Brand, zone: Zone, say: Say | None) -> None:
 def allowed(brand: Brand, zone: Zone, limitpriv: str) -> privileges.Privileges:
     """The capabilities of a zone of this brand.  Raises ConfigError."""
     sets = brand.privileges(zone.ip_type)
+    default = privileges.expand(sets.default)
+    if zone.privileged:
+        default -= privileges.HOST_POWERS
+    if zone.global_time:
+        default |= {"sys_time"}
     return privileges.capabilities(
-        limitpriv, default=sets.default, required=sets.required, prohibited=sets.prohibited
+        limitpriv, default=default, required=sets.required, prohibited=sets.prohibited
     )
 
 

@@ -119,11 +119,9 @@ def opened(session: Session, zonename: str, instance: Instance) -> Iterator[Entr
 
 
 def _filter(session: Session, instance: Instance) -> bytes | None:
-    if not instance.seccomp:
-        return None
-    from zonemgr.linux import seccomp
+    from zonemgr.store import filters
 
-    return seccomp.default_filter(session.layout.run / "seccomp")
+    return filters.program(session.layout, instance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +242,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         seccomp=entry.seccomp,
         label=instance.label,
         no_new_privs=instance.no_new_privs,
+        personality=instance.personality,
         stdio=stdio,
         tty_slave=wanted.tty,
         cgroup_fd=entry.cgroup_fd,

@@ -125,6 +125,7 @@ class _Orders:
     no_new_privs: bool
     install_filter: Callable[[], None] | None
     locked_bytes: int | None
+    personality: int
     take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
@@ -207,6 +208,7 @@ def spawn_in_zone(
     fall_back_to_root: bool = False,
     die_with_parent: bool = False,
     locked_bytes: int | None = None,
+    personality: int = 0,
     timeout_s: float = ENTER_TIMEOUT_S,
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
@@ -215,7 +217,7 @@ def spawn_in_zone(
     environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
     called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
     under. ``tty_slave``: descriptor 0 becomes the
-    controlling terminal. ``locked_bytes``: RLIMIT_MEMLOCK.
+    controlling terminal. ``locked_bytes``: RLIMIT_MEMLOCK; ``personality``: flags of personality(2).
     ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
     stage; OSError when the child could not be born.
     """
@@ -240,6 +242,7 @@ def spawn_in_zone(
         tty_slave=tty_slave,
         die_with=process.pidfd_open(os.getpid()) if die_with_parent else -1,
         locked_bytes=locked_bytes,
+        personality=personality,
     )
     try:
         return _spawn(orders, cgroup_fd, join_cgroups, timeout_s)
@@ -425,6 +428,8 @@ class _Child:
         caps.raise_permitted()
         self.stage = Stage.KEYRING
         process.new_session_keyring("zone")
+        if orders.personality:
+            process.set_personality(orders.personality)
         if orders.no_new_privs:
             process.set_no_new_privs()
         if orders.install_filter is not None:

@@ -31,6 +31,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "setfsgid": (c_uint,),
     "fstatfs": (c_int, c_void_p),
     "syncfs": (c_int,),
+    "personality": (c_ulong,),
     "prctl": (c_int, c_ulong, c_ulong, c_ulong, c_ulong),
     "capget": (c_void_p, c_void_p),
     "capset": (c_void_p, c_void_p),

@@ -180,6 +180,11 @@ def set_no_new_privs() -> None:
     prctl.set_no_new_privs(1)
 
 
+def set_personality(flags: int) -> None:
+    """Set the execution domain's flags (personality(2)); they pass to what is exec'ed."""
+    libc.call("personality", flags)
+
+
 def set_keep_caps(on: bool) -> None:
     """Keep the permitted capabilities when the ids change from root; exec takes it back."""
     import prctl

@@ -145,7 +145,8 @@ class Wishes:
     capabilities: frozenset[str] = frozenset()
     rights: frozenset[str] = frozenset()
     calls: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()  # personality flags that no process may set ("aslr", "noexecstack", "forbidnullmap")
+    flags: tuple[str, ...] = ()  # protections that no process may switch off (the names of SWITCHES)
+    mounts: bool = True  # the zone may mount file systems (binds and moves of what it has are always its own affair)
 
 
 def profile_for(wishes: Wishes) -> Profile:
@@ -159,6 +160,7 @@ def profile_for(wishes: Wishes) -> Profile:
     denials += [denial for right in sorted(wishes.rights) for denial in RIGHTS[right]]
     denials += [Denial(call[1:]) for call in wishes.calls if call.startswith("!")]
     denials += _personality(wishes.flags)
+    denials += [] if wishes.mounts else _NO_MOUNTS
     return Profile(tuple(dict.fromkeys(denials)))
 
 
@@ -169,8 +171,15 @@ def _check_allowed(call: str) -> None:
         raise ConfigError("seccomp: system call '{call}' is not denied by default", call=call)
 
 
+# mount(2) makes a new mount unless one of these flags says otherwise: remount, bind, move, or a kind of propagation.
+_NO_MOUNTS: Final = [
+    Denial("fsopen"),
+    Denial("fspick"),
+    Denial("mount", errno.EPERM, (Match(3, 0, 0x20 | 0x1000 | 0x2000 | 0x2_0000 | 0x4_0000 | 0x8_0000 | 0x10_0000),)),
+]
+
 # personality(2) bits that switch a protection off.
-_SWITCHES: Final[Mapping[str, int]] = {"aslr": 0x004_0000, "forbidnullmap": 0x010_0000, "noexecstack": 0x040_0000}
+SWITCHES: Final[Mapping[str, int]] = {"aslr": 0x004_0000, "forbidnullmap": 0x010_0000, "noexecstack": 0x040_0000}
 _NO_PERSONALITY = 0x8000_0000  # a bit that no personality has, and the question "which?" (all bits) does
 
 
@@ -178,7 +187,7 @@ def _personality(flags: Iterable[str]) -> list[Denial]:
     """No process may set these bits.  All bits together only ask; with any of them missing the top one is refused, so
     that nothing else passes for the question.
     """
-    bits = [_SWITCHES[flag] for flag in sorted(flags)]
+    bits = [SWITCHES[flag] for flag in sorted(flags)]
     if not bits:
         return []
     matches = [Match(0, bit, bit | _NO_PERSONALITY) for bit in bits]
@@ -197,15 +206,17 @@ def default_filter(cache_dir: Path) -> bytes:
 
 
 def _cached(cache_dir: Path, profile: Profile) -> bytes:
-    path = cache_dir / f"seccomp-{_fingerprint(profile)}.bpf"
+    text = f"{_FORMAT} {os.uname().machine} {profile!r}\n".encode()
+    path = cache_dir / f"seccomp-{_digest(text).hex()}.bpf"
     try:
         stored = path.read_bytes()
     except OSError:
         stored = b""
-    if len(stored) > 4 and _digest(stored[4:]) == stored[:4]:
-        return stored[4:]
+    # The text tells two profiles apart whose digests are the same.
+    if _digest(stored[4:]) == stored[:4] and stored[4:].startswith(text) and len(stored) > 4 + len(text):
+        return stored[4 + len(text) :]
     program = compile_filter(profile)
-    _store(path, _digest(program) + program)
+    _store(path, _digest(text + program) + text + program)
     return program
 
 
@@ -214,10 +225,6 @@ def _digest(data: bytes) -> bytes:
     supervisor.
     """
     return zlib.crc32(data).to_bytes(4, "big")
-
-
-def _fingerprint(profile: Profile) -> str:
-    return _digest(f"{_FORMAT} {os.uname().machine} {profile!r}".encode()).hex()
 
 
 def _store(path: Path, content: bytes) -> None:

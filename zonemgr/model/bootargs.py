@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from zonemgr.errors import UsageError
 from zonemgr.model.states import BOOTARGS_MAX
 
-_FLAGS = frozenset("fs")
+_FLAGS = frozenset("fsw")
 _WITH_VALUE = frozenset("im")
 
 
@@ -40,6 +40,7 @@ class _Collected:
     init: str | None = None
     words: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    writable: bool = False
 
 
 def join(words: Iterable[str]) -> str:
@@ -66,6 +67,13 @@ def filter_bootargs(requested: str, configured: str) -> BootArguments:
         found.bad += operands
         messages = (f"WARNING: Unused or invalid boot arguments `{' '.join(found.bad)}'.",)
     return BootArguments(found.init, tuple(found.words), tuple(found.bad), messages, bool(found.bad))
+
+
+def wants_writable(requested: str) -> bool:
+    """Whether ``-w`` was asked for: an immutable zone boots with a writable root, once."""
+    found = _Collected()
+    _options(requested.split(), found)
+    return found.writable
 
 
 def _options(words: list[str], found: _Collected) -> list[str]:
@@ -98,6 +106,7 @@ def _cluster(letters: str, following: str | None, found: _Collected) -> bool:
             else:
                 found.words += ["-m", value]
             return not rest and value is not None
+        found.writable = found.writable or letter == "w"
         if letter == "s":
             found.words.append("-s")
         elif letter not in _FLAGS:

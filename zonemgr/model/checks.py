@@ -253,6 +253,28 @@ def privilege_list(value: object) -> str:
     return given
 
 
+def system_call(value: object) -> str:
+    """A system call's name, with ``!`` before one that is to be denied."""
+    given = word(value)
+    if not re.fullmatch(r"!?[a-z_][a-z0-9_]*", given):
+        raise Refused(f"'{given}' is not the name of a system call")
+    return given
+
+
+SECURITY_FLAGS = ("aslr", "forbidnullmap", "noexecstack")
+
+
+def security_flags(value: object) -> str:
+    """Names of process security flags with commas between them; ``all`` and ``none`` stand for what they say."""
+    given = "".join(text(value).split())
+    names = {name for name in given.split(",") if name not in ("all", "none")}
+    for name in sorted(names - set(SECURITY_FLAGS)):
+        raise Refused(f"'{name}' is not a security flag (they are {', '.join(SECURITY_FLAGS)})")
+    if "all" in given.split(","):
+        names = set(SECURITY_FLAGS)
+    return ",".join(sorted(names)) or "none"
+
+
 def pool_name(value: object) -> str:
     given = word(value)
     if given.startswith("SUNW"):

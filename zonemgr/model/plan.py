@@ -267,6 +267,40 @@ class DeviceTree(Op):
 
 
 @dataclass(frozen=True)
+class AllowDevices(Op):
+    """The devices that the zone's processes may open, by whatever node: names and patterns as in DeviceTree."""
+
+    kind: ClassVar[str] = "allow-devices"
+    live: ClassVar[Live] = Live.REWRITE
+    devices: tuple[str, ...]
+
+    def describe(self) -> str:
+        return "let the zone open no device but " + " ".join(self.devices)
+
+
+@dataclass(frozen=True)
+class OwnMounts(Op):
+    """Folders of the zone's root become mounts of their own, which may stay writable when the root does not."""
+
+    kind: ClassVar[str] = "own-mounts"
+    directories: tuple[str, ...]
+
+    def describe(self) -> str:
+        return "keep apart from the root " + " ".join(self.directories)
+
+
+@dataclass(frozen=True)
+class ReadOnlyRoot(Op):
+    """The zone's own root becomes read-only, but for what was mounted on it (file-mac-profile)."""
+
+    kind: ClassVar[str] = "read-only-root"
+    directories: tuple[str, ...]
+
+    def describe(self) -> str:
+        return "make read-only " + " ".join(self.directories)
+
+
+@dataclass(frozen=True)
 class Console(Op):
     """A pty from the zone's own devpts: the slave on /dev/console, the master with zsched."""
 

@@ -1,7 +1,8 @@
 """``limitpriv``: the most a zone may do, from Solaris privilege names or Linux capability names to what enforces them.
 
 Most privileges stand for capabilities, which a zone has when the list grants them.  A few stand for *rights*, which
-every process has unless the list takes them away; the system call filter enforces those.  The Solaris names that have no Linux counterpart are accepted, checked and reported as without effect, so that a
+every process has unless the list takes them away; the system call filter enforces those.  The Solaris names that have
+no Linux counterpart are accepted, checked and reported as without effect, so that a
 configuration brought over from Solaris works.  Nothing here touches a process; ``linux`` does.
 """
 

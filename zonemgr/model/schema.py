@@ -171,12 +171,20 @@ GLOBAL_PROPERTIES: Final = (
     Property("bootargs", checks.boot_arguments, "arguments of every boot that is given none", default=""),
     Property("pool", checks.pool_name, "the resource pool of the zone", effect=False),
     Property("limitpriv", checks.privilege_list, "the most the zone may do, such as default,!net_raw", default=""),
+    Property(
+        "seccomp", checks.list_of(checks.system_call),
+        "system calls let through beyond the default filter, or with ! before them denied", Form.LIST, (),
+    ),
+    Property(
+        "no-new-privs", checks.boolean, "set-user-id and file capabilities have no effect in the zone",
+        Form.BOOLEAN, False,
+    ),
     Property("scheduling-class", checks.word, "the scheduling class of the zone", effect=False),
     Property("ip-type", checks.ip_type, "exclusive: a network stack of its own", default="exclusive"),
     Property("hostid", checks.host_id, "the zone's host id, hexadecimal"),
     Property(
-        "fs-allowed", checks.list_of(checks.file_system_name), "file systems the zone may mount", Form.LIST, (),
-        effect=False,
+        "fs-allowed", checks.list_of(checks.file_system_name),
+        "file systems the zone may mount: fuse besides the kernel's own choice, or - for none", Form.LIST, (),
     ),
     Property("hostname", checks.host_name, "the zone's host name (default: its zone name)"),
     Property(
@@ -189,7 +197,7 @@ GLOBAL_PROPERTIES: Final = (
     Property(
         "file-mac-profile",
         checks.one_of("none", "strict", "fixed-configuration", "flexible-configuration", "dynamic-zones"),
-        "how much of the zone's own root it may change", effect=False,
+        "how much of the zone's own root it may change",
     ),
     Property(
         "autoshutdown", checks.one_of("shutdown", "halt"), "what happens when the host shuts down", effect=False,
@@ -201,7 +209,7 @@ GLOBAL_PROPERTIES: Final = (
     ),
     Property("tenant", checks.word, "the tenant that the zone's virtual networks belong to", effect=False),
     Property(
-        "global-time", checks.boolean, "the zone may set the host's clock", Form.BOOLEAN, effect=False,
+        "global-time", checks.boolean, "the zone may set the host's clock (privileged zones only)", Form.BOOLEAN,
     ),
     Property("host-compatible", checks.word, "which hosts the zone must be able to move to", effect=False),
     Property("zfs-io-priority", checks.number_from(1, 16384), "share of a busy disk", Form.NUMBER, effect=False),
@@ -343,7 +351,7 @@ ADMIN: Final = Resource(
             "auths", checks.list_of(checks.admin_right), "login, manage, clonefrom", Form.LIST, (), required=True,
         ),
     ),
-    key=("user",), effect=False, when=When.LIVE,
+    key=("user",), when=When.LIVE,
 )  # fmt: skip
 
 DEDICATED_CPU: Final = Resource(
@@ -383,11 +391,11 @@ CAPPED_MEMORY: Final = Resource(
 SECURITY_FLAGS: Final = Resource(
     "security-flags", "process security flags",
     (
-        Property("lower", checks.word, "flags that are always on"),
-        Property("default", checks.word, "flags that are on at first"),
-        Property("upper", checks.word, "flags that may be on"),
+        Property("lower", checks.security_flags, "flags that are always on"),
+        Property("default", checks.security_flags, "flags that are on at first: aslr, forbidnullmap, noexecstack"),
+        Property("upper", checks.security_flags, "flags that may be on"),
     ),
-    single=True, effect=False,
+    single=True,
 )  # fmt: skip
 
 SMF_DEPENDENCY: Final = Resource(

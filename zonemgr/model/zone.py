@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from zonemgr.errors import ConfigError
 from zonemgr.model import network, schema
-from zonemgr.model.checks import RctlValue, Refused
+from zonemgr.model.checks import SECURITY_FLAGS, RctlValue, Refused
 from zonemgr.model.schema import Property, Resource
 
 Path = tuple[str | int, ...]
@@ -148,6 +148,17 @@ class SecurityFlags:
     default: str | None = None
     upper: str | None = None
 
+    @property
+    def always_on(self) -> tuple[str, ...]:
+        return _flags(self.lower, ())
+
+    @property
+    def off_at_first(self) -> tuple[str, ...]:
+        """What is not on when a process of the zone starts: Linux has all of them on by itself."""
+        may = _flags(self.upper, SECURITY_FLAGS)
+        first = _flags(self.default, may)
+        return tuple(flag for flag in SECURITY_FLAGS if flag not in first or flag not in may)
+
 
 @dataclass(frozen=True, slots=True)
 class SmfDependency:
@@ -155,6 +166,12 @@ class SmfDependency:
     name: str | None = None
     grouping: str | None = None
     restart_on: str | None = None
+
+
+def _flags(text: str | None, unset: tuple[str, ...]) -> tuple[str, ...]:
+    if text is None:
+        return unset
+    return tuple(flag for flag in SECURITY_FLAGS if flag in text.split(","))
 
 
 CLASSES: Mapping[str, type] = {
@@ -185,6 +202,8 @@ class Zone:
     bootargs: str = ""
     pool: str | None = None
     limitpriv: str = ""
+    seccomp: tuple[str, ...] = ()
+    no_new_privs: bool = False
     scheduling_class: str | None = None
     ip_type: str = "exclusive"
     hostid: int | None = None
@@ -464,6 +483,7 @@ def _check_combinations(reader: _Reader, zone: Zone) -> None:
     for index, attribute in enumerate(zone.attr):
         _check_attribute(reader, ("attr", index), attribute)
     _check_cpus(reader, zone)
+    _check_security(reader, zone)
     memory = zone.capped_memory
     if memory is not None:
         if memory.physical is memory.swap is memory.locked is None:
@@ -600,6 +620,23 @@ def _check_attribute(reader: _Reader, path: Path, attribute: AttrResource) -> No
             value=value,
             type=attribute.type,
         )
+
+
+def _check_security(reader: _Reader, zone: Zone) -> None:
+    flags = zone.security_flags
+    if flags is not None:
+        off = [flag for flag in flags.always_on if flag in flags.off_at_first]
+        if off:
+            raise reader.fail(
+                ("security-flags", "lower"), "security-flags: {flag} is in lower, but not in default and upper",
+                flag=off[0],
+            )  # fmt: skip
+    if zone.global_time and not zone.privileged:
+        raise reader.fail(
+            ("global-time",), "global-time needs privileged = true: no user namespace may set the host's clock"
+        )
+    if "-" in zone.fs_allowed and len(zone.fs_allowed) > 1:
+        raise reader.fail(("fs-allowed",), "fs-allowed: '-' is for no file system at all, and stands alone")
 
 
 def _check_cpus(reader: _Reader, zone: Zone) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from zonemgr.errors import ConfigError, PlatformError
 from zonemgr.linux.cgroup import ZoneCgroup, detect
@@ -61,6 +62,7 @@ class Subject:
     uid_base: int
     uuid: str
     layers: tuple[str, ...] = ()  # frozen origins that the zone's root lies on, the uppermost first
+    writable: bool = False  # boot -w: this life's root is not held to file-mac-profile
 
     @property
     def root(self) -> str:
@@ -79,6 +81,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
         ops += [] if limits.empty else [limits]
     if subject.layers:
         ops.append(plan.Layers(zone.zonepath, subject.layers))
+    ops.append(plan.AllowDevices(_devices(subject)))
     ops += _alternate_tree(subject) if subject.mode.alternate else _tree(subject)
     ops.append(plan.Mask(MASKED, READ_ONLY + (READ_ONLY_PRIVILEGED if zone.privileged else ())))
     if subject.mode is Mode.BOOT:
@@ -87,14 +90,70 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
         settings = sysctls_of(zone)
         ops += [plan.Sysctls(settings)] if settings else []
         ops += [plan.Loopback(), *_network(subject)]
+    ops += _frozen(subject)
     ops.append(plan.Seal())
     return tuple(ops)
 
 
 def compose_boot(subject: Subject, init: str, arguments: tuple[str, ...]) -> tuple[plan.Op, ...]:
     """The plan of booting a ready zone: the brand's in-zone mounts in file order, then init."""
-    mounts = (_platform_mount(subject, mount, subject.root) for mount in subject.brand.zone_mounts)
+    mounts = (_platform_mount(subject, mount, subject.root) for mount in _late_mounts(subject))
     return (*(op for op in mounts if op), plan.ExecInit(init, arguments))
+
+
+def _late_mounts(subject: Subject) -> Iterator[PlatformMount]:
+    """The brand's in-zone mounts; of an immutable zone's root they show nothing that can be written."""
+    immutable = mutable_folders(subject) is not None
+    for mount in subject.brand.zone_mounts:
+        if immutable and mount.special.startswith("{root}/"):
+            yield dataclasses.replace(mount, options=(*mount.options, "ro"))
+        else:
+            yield mount
+
+
+# -- immutable zones ----------------------------------------------------------------------------------------------
+
+# What of its root a zone may change (reference, section 11), and what below that it may not: what decides which
+# programs run, and when.
+_MUTABLE: Final[Mapping[str, tuple[str, ...]]] = {
+    "strict": (),
+    "fixed-configuration": ("/var",),
+    "flexible-configuration": ("/etc", "/root", "/var"),
+    "dynamic-zones": ("/etc", "/root", "/var"),
+}
+_CONFIGURATION: Final = ("/var/lib/dpkg", "/var/lib/rpm", "/var/spool/cron")
+
+
+def mutable_folders(subject: Subject) -> tuple[str, ...] | None:
+    """The folders of its root that an immutable zone may write to; None: the zone is not immutable."""
+    profile = subject.zone.file_mac_profile
+    if subject.mode.alternate or subject.writable or profile in (None, "none"):
+        return None
+    return _MUTABLE[profile]
+
+
+def _fixed_configuration(mutable: tuple[str, ...]) -> tuple[str, ...]:
+    return _CONFIGURATION if mutable == ("/var",) else ()
+
+
+def frozen_folders(subject: Subject) -> tuple[str, ...]:
+    """The folders whose mounts are made read-only last; empty for a zone that is not immutable."""
+    mutable = mutable_folders(subject)
+    if mutable is None:
+        return ()
+    own = [mount.directory for mount in subject.brand.mounts if mount.special.startswith("{root}/")]
+    return ("/", *(folder for folder in own if folder not in mutable), *_fixed_configuration(mutable))
+
+
+def _own_mounts(subject: Subject) -> list[plan.Op]:
+    """Parts of the root as mounts of their own, so that they can differ from it in being writable."""
+    mutable = mutable_folders(subject)
+    return [plan.OwnMounts((*mutable, *_fixed_configuration(mutable)))] if mutable else []
+
+
+def _frozen(subject: Subject) -> list[plan.Op]:
+    folders = frozen_folders(subject)
+    return [plan.ReadOnlyRoot(folders)] if folders else []
 
 
 # -- limits -----------------------------------------------------------------------------------------------------
@@ -177,12 +236,19 @@ def _cgroups_v1(subject: Subject) -> list[tuple[str, plan.Op]]:
     return tree
 
 
-def _device_tree(subject: Subject) -> plan.DeviceTree:
+def _devices(subject: Subject) -> tuple[str, ...]:
     brand = subject.brand
     names = [_device(rule) for rule in brand.devices if _applies(rule, subject.zone.ip_type)]
     if subject.mode is Mode.BOOT:
         names += [device.match.removeprefix("/dev/") for device in subject.zone.device]
-    return plan.DeviceTree(tuple(names), tuple(f"{link.path}>{link.target}" for link in brand.links))
+        names += [name for name in subject.zone.fs_allowed if name == "fuse"]  # the device is what makes it possible
+    return tuple(dict.fromkeys(names))
+
+
+def _device_tree(subject: Subject) -> plan.DeviceTree:
+    return plan.DeviceTree(
+        _devices(subject), tuple(f"{link.path}>{link.target}" for link in subject.brand.links)
+    )
 
 
 def _applies(rule: DeviceRule, ip_type: str) -> bool:
@@ -210,7 +276,7 @@ def _tree(subject: Subject) -> list[plan.Op]:
     mounts.append(("/run/host", plan.RunHost(subject.uuid)))
     mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs]
     mounts.sort(key=lambda pair: pair[0])
-    return [plan.RootTree(subject.root), *(op for _directory, op in mounts), plan.Console()]
+    return [plan.RootTree(subject.root), *_own_mounts(subject), *(op for _directory, op in mounts), plan.Console()]
 
 
 def _platform_mount(subject: Subject, mount: PlatformMount, root: str) -> plan.Op | None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import mounts, paths, pty
+from zonemgr.linux.cgroup import Part
+from zonemgr.linux.devicerules import DeviceNumber, restrict
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
 from zonemgr.model.states import IDS_PER_ZONE
@@ -52,21 +56,43 @@ def _make_folder(parent_fd: int, name: str, owner: int) -> None:
     os.chown(name, owner, owner, dir_fd=parent_fd)
 
 
-def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
-    """``NAME``, a shell pattern, or ``NAME>NAME IN THE ZONE``."""
+def allow(op: plan.AllowDevices, stage: Stage) -> None:
+    """Hold the zone's processes to its devices.  May be done again with others while the zone runs."""
+    numbers = [DeviceNumber.of(found.status) for wanted in op.devices for found in _found(wanted)]
+    cgroup = stage.cgroup
+    v1 = cgroup.hierarchy.controllers.get("devices")
+    v1_folder = v1 / cgroup.base / cgroup.name if v1 else None
+    restrict(cgroup.part_path(Part.PAYLOAD), v1_folder, numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A device of the host, and its name in the zone."""
+
+    source: str
+    name: str
+    status: os.stat_result
+
+
+def _found(wanted: str) -> Iterator[_Found]:
+    """The host's devices that are meant by ``NAME``, a shell pattern, or ``NAME>NAME IN THE ZONE``."""
     pattern, _, renamed = wanted.partition(">")
     matches = glob.glob(pattern, root_dir="/dev") if any(c in pattern for c in "*?[") else [pattern]
     for match in matches:
-        source, name = f"/dev/{match}", renamed or match
+        source = f"/dev/{match}"
         try:
             status = os.lstat(source)
         except FileNotFoundError:
             raise PlatformError("device {name} does not exist on the host", name=source) from None
-        if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            continue
-        folder_fd = _device_folder(dev_fd, name.split("/")[:-1], stage.uid_base)
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            yield _Found(source, renamed or match, status)
+
+
+def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
+    for found in _found(wanted):
+        folder_fd = _device_folder(dev_fd, found.name.split("/")[:-1], stage.uid_base)
         try:
-            _make_device(source, status, folder_fd, name.rpartition("/")[2], stage)
+            _make_device(found.source, found.status, folder_fd, found.name.rpartition("/")[2], stage)
         finally:
             os.close(folder_fd)
 

@@ -183,6 +183,45 @@ def map_ids(tree_fd: int, stage: Stage, what: str, recursive: bool = False) -> N
         ) from None
 
 
+def own_mounts(op: plan.OwnMounts, stage: Stage) -> None:
+    """A folder mounted over itself, ids mapped as the root is.  A root that lacks one needs none."""
+    for directory in op.directories:
+        folder_fd = _own_folder(directory, stage)
+        if folder_fd is None:
+            continue
+        try:
+            tree_fd = mounts.open_tree("", dir_fd=folder_fd, empty_path=True)
+            try:
+                mounts.move_mount(tree_fd, folder_fd)
+            finally:
+                os.close(tree_fd)
+        finally:
+            os.close(folder_fd)
+
+
+def read_only_root(op: plan.ReadOnlyRoot, stage: Stage) -> None:
+    """Freeze the zone's own folders.  Last of all mounts, since mount points are made in the root until then."""
+    for directory in op.directories:
+        folder_fd = _own_folder(directory, stage)
+        if folder_fd is None:
+            continue
+        try:
+            mounts.set_attributes(folder_fd, set=mounts.ATTR_RDONLY)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of an optional mount that is not there: a part of the root, then
+                raise
+        finally:
+            os.close(folder_fd)
+
+
+def _own_folder(directory: str, stage: Stage) -> int | None:
+    """A descriptor of a folder below the zone's root; None when there is none.  OSError (ELOOP) for a link."""
+    try:
+        return paths.open_beneath(stage.root_fd, directory, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+
+
 # -- binds -------------------------------------------------------------------------------------
 
 

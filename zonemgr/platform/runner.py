@@ -87,6 +87,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.MakeCgroup: _make_cgroup,
     plan.SetLimits: _set_limits,
     plan.StartZsched: _start_zsched,
+    plan.AllowDevices: devices.allow,
     plan.Sysctls: _sysctls,
     plan.Bridge: network.bridge,
     plan.Claim: network.claim,
@@ -111,6 +112,8 @@ _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Mask: furnishing.mask,
     plan.RunHost: furnishing.run_host,
     plan.HostId: furnishing.host_id,
+    plan.OwnMounts: mounting.own_mounts,
+    plan.ReadOnlyRoot: mounting.read_only_root,
     plan.Seal: _seal,
 }
 

@@ -33,6 +33,10 @@ def grants(zone: Zone, default_privileges: frozenset[str], bridge: str) -> Itera
         yield Grant("privileged", None, message("privileged = true"))
     if zone.limitpriv and _exceeds(zone.limitpriv, default_privileges):
         yield Grant("limitpriv", None, message("limitpriv = {text}", text=zone.limitpriv))
+    if any(not call.startswith("!") for call in zone.seccomp):
+        yield Grant("seccomp", None, message("seccomp = {calls}", calls=", ".join(zone.seccomp)))
+    if "fuse" in zone.fs_allowed:
+        yield Grant("fs-allowed", None, message("fs-allowed = fuse"))
     for index, fs in enumerate(zone.fs):
         if fs.type not in _OWN_TYPES or fs.raw:
             yield Grant("fs", index, message("fs {dir} ({special})", dir=fs.dir, special=fs.special or fs.type))

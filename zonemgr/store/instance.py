@@ -72,7 +72,13 @@ class Instance:
     zsched: Process | None = None
     init: Process | None = None
     capabilities: tuple[str, ...] = ()  # the bounding set
-    seccomp: str = ""  # file of the compiled filter; empty: none
+    filtered: bool = True  # there is a system call filter; the next four are what differs from the default one
+    denied_rights: tuple[str, ...] = ()
+    seccomp_calls: tuple[str, ...] = ()
+    locked_flags: tuple[str, ...] = ()
+    may_mount: bool = True
+    personality: int = 0  # personality(2) of each process
+    frozen: tuple[str, ...] = ()  # folders that file-mac-profile made read-only
     login_command: tuple[str, ...] = ()
     forced_login_command: tuple[str, ...] = ()
     user_command: tuple[str, ...] = ()
@@ -103,10 +109,15 @@ def _process(table: dict[str, int] | None) -> Process | None:
     return Process(table["pid"], table["start_time"]) if table else None
 
 
+_TUPLES = tuple(
+    field.name for field in dataclasses.fields(Instance) if str(field.type).startswith("tuple[")
+)
+
+
 def _from_json(table: dict[str, Any]) -> Instance:
     known = {field.name for field in dataclasses.fields(Instance)}
     values = {key: value for key, value in table.items() if key in known}
-    for name in ("cgroups_v1", "capabilities", "login_command", "forced_login_command", "user_command"):
+    for name in _TUPLES:
         values[name] = tuple(values.get(name, ()))
     values["restart"] = RestartPolicy(**table.get("restart", {}))
     values["mode"], values["phase"] = Mode(table["mode"]), Phase(table["phase"])

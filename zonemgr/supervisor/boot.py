@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from zonemgr.errors import PlatformError, ZoneError
-from zonemgr.linux import paths, seccomp
+from zonemgr.linux import paths
 from zonemgr.model import plan
 from zonemgr.model.bootargs import BootArguments, filter_bootargs
 from zonemgr.model.brandspec import InitProgram
@@ -16,8 +16,8 @@ from zonemgr.model.states import Command, Notice, State
 from zonemgr.platform import compose, runner
 from zonemgr.platform.compose import Subject
 from zonemgr.platform.stage import Born, Stage
+from zonemgr.store import filters, zones
 from zonemgr.store import instance as instances
-from zonemgr.store import zones
 from zonemgr.store.instance import Instance, Phase
 from zonemgr.supervisor import init as initprogram
 from zonemgr.supervisor import statehooks
@@ -61,7 +61,7 @@ def _boot(transition: Transition) -> None:
             statehooks.run(transition, "boot", brand.boot)
             instance = instances.write(layout, instance.but(phase=Phase.BOOTING, booted_s=time.monotonic()))
             uuid = zones.read_entry(layout, zonename).uuid
-            rules = seccomp.default_filter(layout.run / "seccomp")
+            rules = filters.program(layout, instance) or b""
             _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])
         finally:
             hello.close()
@@ -117,6 +117,7 @@ def _in_zone_mounts(
         mode=instance.mode,
         uid_base=instance.uid_base,
         uuid="",
+        writable=not instance.frozen,
     )
     ops = [
         op for op in compose.compose_boot(entry_subject, init, arguments) if not isinstance(op, plan.ExecInit)

@@ -11,13 +11,14 @@ from zonemgr.brandkit import verify as brands
 from zonemgr.errors import PlatformError, ZoneError
 from zonemgr.linux import namespaces, process, procfs, seccomp
 from zonemgr.linux.cgroup import Part
+from zonemgr.model import bootargs
 from zonemgr.model.states import Command, State
-from zonemgr.model.zone import Zone
+from zonemgr.model.zone import SecurityFlags, Zone
 from zonemgr.platform import compose, runner
 from zonemgr.platform.compose import Subject
 from zonemgr.platform.stage import Born, Stage
+from zonemgr.store import filters, snapshot, verify, zoneids, zones
 from zonemgr.store import instance as instances
-from zonemgr.store import snapshot, verify, zoneids, zones
 from zonemgr.store.instance import Instance, Mode, Phase
 from zonemgr.store.locks import use_lock
 from zonemgr.supervisor import statehooks, teardown, zsched
@@ -58,7 +59,10 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             uid_base=instance.uid_base,
             uuid=entry.uuid,
             layers=entry.layers,
+            writable=_wants_writable(transition),
         )
+        instance = instance.but(frozen=compose.frozen_folders(subject))
+        filters.program(layout, instance)  # what cannot be compiled is told before anything is made
         instances.write(layout, instance)
         builder = _Builder(transition, instance, subject.root)
         try:
@@ -75,6 +79,11 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     transition.recovering = False
     living = State.MOUNTED if mode.alternate else State.READY
     transition.publish(State.INSTALLED, living, instance.zone_id)
+
+
+def _wants_writable(transition: Transition) -> bool:
+    """``boot -w``: of this request alone, never of the configuration, or the next boot would be as writable."""
+    return bootargs.wants_writable(transition.arguments)
 
 
 def _verify(transition: Transition, zone: Zone, command: str) -> None:
@@ -95,6 +104,7 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
     brand = transition.brand
     allowed = brands.allowed(brand, zone, zone.limitpriv if mode is Mode.BOOT else "")
     cgroup = transition.cgroup
+    flags = zone.security_flags or SecurityFlags()
     return Instance(
         zonename=transition.zonename,
         generation=os.urandom(8).hex(),
@@ -107,7 +117,12 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         cgroup=str(cgroup.part_path(Part.PAYLOAD)),
         cgroups_v1=tuple(map(str, cgroup.v1_paths())),
         capabilities=tuple(sorted(allowed.capabilities)),
-        seccomp=seccomp.DEFAULT_NAME,
+        denied_rights=tuple(sorted(allowed.denied)),
+        seccomp_calls=zone.seccomp,
+        locked_flags=flags.always_on,
+        may_mount="-" not in zone.fs_allowed,
+        personality=sum(seccomp.SWITCHES[flag] for flag in flags.off_at_first),
+        no_new_privs=zone.no_new_privs,
         login_command=tuple(brand.login_command),
         forced_login_command=tuple(brand.forced_login_command),
         user_command=tuple(brand.user_command),

@@ -57,6 +57,7 @@ def boot_message(program: InitProgram, instance: Instance, uuid: str) -> dict[st
         "groups": list(program.groups),
         "capabilities": list(instance.capabilities),
         "no_new_privs": instance.no_new_privs,
+        "personality": instance.personality,
         "locked_bytes": instance.locked_bytes,
         "label": instance.label,
         "label_module": str(labels.active() or "") if instance.label else "",

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zonemgr.errors import PlatformError
-from zonemgr.linux import enter, process, seccomp
+from zonemgr.linux import enter, process
 from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import join_tasks
+from zonemgr.store import filters
 from zonemgr.store.instance import Instance
 from zonemgr.store.paths import Layout
 
@@ -51,8 +52,10 @@ def run(
             argv=argv,
             env={"PATH": enter.DEFAULT_PATH, "container": "zonemgr", "HOME": "/root", "USER": "root"},
             capabilities=frozenset(instance.capabilities),
-            seccomp=seccomp.default_filter(layout.run / "seccomp"),
+            seccomp=filters.program(layout, instance),
             label=instance.label,
+            no_new_privs=instance.no_new_privs,
+            personality=instance.personality,
             stdio=(null_fd, write_fd, write_fd),
             cgroup_fd=payload_fd,
             join_cgroups=lambda pid: _join(instance, pid),

@@ -118,6 +118,8 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (head["locked_bytes"],) * 2)
     with _Stage("capabilities"):
         caps.drop_bounding(frozenset(head["capabilities"]))
+    if head.get("personality"):
+        process.set_personality(head["personality"])
     if head["no_new_privs"]:
         process.set_no_new_privs()
     if tail:
