@@ -2,7 +2,7 @@
 
 The layout is the architecture.  Lower rooms never import upper ones (``tests/meta`` proves it)::
 
-    errors < model | linux < store < wire < brandkit | platform < supervisor | cli < launcher
+    errors, capnames < model | linux < store < wire < brandkit | platform < supervisor | cli < launcher
 
 * ``model``       pure decisions: states, the grid, configuration, plans; no input or output
 * ``linux``       thin kernel wrappers; the only room that touches ctypes

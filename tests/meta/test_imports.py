@@ -152,4 +152,4 @@ def test_zsched_needs_little_beyond_the_standard_library() -> None:
     modules = set(done.stdout.split())
     assert loaded(modules, (HEAVY | {"click", "hashlib"}) - {"zonemgr.supervisor"}) == []
     rooms = {name.split(".")[1] for name in modules if name.startswith("zonemgr.")}
-    assert rooms <= {"errors", "linux", "wire", "store", "model", "supervisor"}
+    assert rooms <= {"capnames", "errors", "linux", "wire", "store", "model", "supervisor"}

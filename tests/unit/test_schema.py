@@ -168,9 +168,7 @@ def test_a_control_in_its_simple_form_becomes_the_property() -> None:
 
 def test_what_has_no_effect_is_named() -> None:
     assert read(FULL).without_effect() == [
-        "fs-allowed",
         "dataset",
-        "admin",
         "rctl zone.max-frobs",
     ]
 
