@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ import pytest
 
 from tests.kit import leaks, probes
 from tests.kit.instance import Instance
+from tests.kit.isolation import Isolation
+from tests.kit.nursery import Nursery, nursery
 from zonemgr.store.paths import Layout
 from zonemgr.wire import launch
 
@@ -22,21 +25,63 @@ PLACE: Final = Path("/var/tmp")
 NewInstance = Callable[[], Instance]
 
 
+_ISOLATION: Final = pytest.StashKey[Isolation]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault(leaks.MARK_VARIABLE, f"{os.getpid()}-{secrets.token_hex(4)}")
-    # No test finds itself helped, or a process left behind, by a launcher that an earlier command has started.
-    os.environ.setdefault(launch.SWITCH, "no")
     unknown = probes.unknown_musts()
     if unknown:
         raise pytest.UsageError(f"{probes.MUST_VARIABLE} names no probe: {' '.join(unknown)}")
+    if _only_distributes(config):
+        return
+    os.environ[leaks.MARK_VARIABLE] = f"{os.getpid()}-{secrets.token_hex(4)}"
+    # No test finds itself helped, or a process left behind, by a launcher that an earlier command has started.
+    os.environ.setdefault(launch.SWITCH, "no")
+    if not any(probes.lacking(name) for name in ("root", "mount", "net")):
+        config.stash[_ISOLATION] = Isolation()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _only_distributes(config: pytest.Config) -> bool:
+    """Whether the tests run in other processes (xdist's workers)."""
+    return not hasattr(config, "workerinput") and bool(config.getoption("numprocesses", None))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("requires"):
             for name in mark.args:
                 if name not in probes.PROBES:
                     raise pytest.UsageError(f"{item.nodeid}: requires({name!r}) is no probe of tests/kit/probes.py")
+    if hasattr(config, "workerinput"):
+        _arrange(items)
+
+
+def _arrange(items: list[pytest.Item]) -> None:
+    """For parallel runs: what takes long begins first, and what shares something expensive stays together."""
+    for item in items:
+        group = _group(item)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def _group(item: pytest.Item) -> str:
+    """The group of tests that one worker runs; empty for a test that may run anywhere."""
+    if item.get_closest_marker("host"):
+        return "host"  # two of them would see each other there
+    if item.get_closest_marker("long"):
+        return ""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - pytest has no other way
+    shares = any(found[-1].scope in ("module", "package") for found in definitions)
+    return str(item.path) if shares or not _is_of(item.config, item.path, CHECKED_FOLDERS) else ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked ``host`` runs, with all its fixtures, in the host's namespaces."""
+    isolation = item.config.stash.get(_ISOLATION, None)
+    with isolation.host() if isolation and item.get_closest_marker("host") else contextlib.nullcontext():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,11 +118,16 @@ class Registry:
         return (*self.folders, *(instance.root for instance in self.instances))
 
 
+def _is_of(config: pytest.Config, path: Path, folders: frozenset[str]) -> bool:
+    """Whether the file is below one of these folders of the project."""
+    return path.is_relative_to(config.rootpath) and bool(folders & set(path.relative_to(config.rootpath).parts[:2]))
+
+
 def _is_checked(request: pytest.FixtureRequest) -> bool:
     if not request.path.is_relative_to(request.config.rootpath):
         return False  # the conformance kit's suite, which looks after itself
-    below = request.path.relative_to(request.config.rootpath).parts
-    return bool(CHECKED_FOLDERS & set(below[:2])) or bool({"instance", "new_instance"} & set(request.fixturenames))
+    names = {"instance", "new_instance"} & set(request.fixturenames)
+    return _is_of(request.config, request.path, CHECKED_FOLDERS) or bool(names)
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +164,10 @@ def new_instance(no_leaks: Registry) -> NewInstance:
 def instance(new_instance: NewInstance) -> Instance:
     """A fresh instance of zonemgr, ended after the test."""
     return new_instance()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Nursery]:
+    """A process whose forks are commands and supervisors: hundreds of them in one test are cheap."""
+    with nursery() as new:
+        yield new

@@ -41,6 +41,7 @@ def test_ruff_finds_nothing() -> None:
     run("ruff", "check", "--quiet")
 
 
+@pytest.mark.long
 def test_mypy_finds_nothing() -> None:
     run("mypy", "--no-error-summary")
 

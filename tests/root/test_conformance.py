@@ -20,12 +20,16 @@ from tests.kit.wheels import build, install
 from zonemgr.brandkit import loader, verify
 from zonemgr.store.paths import Layout
 
-pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
+pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.long]
 
 FILES: Final = re.compile(r"^```\w+ file=(\S+)(?: mode=(\d+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TUTORIAL_LINES: Final = 60
 # What proving a brand takes besides what every zone takes.
-NEEDS: Final = {"busybox": "busybox", "image": "busybox", "debian": "debootstrap"}
+NEEDS: Final = {
+    "busybox": [pytest.mark.requires("busybox")],
+    "image": [pytest.mark.requires("busybox")],
+    "debian": [pytest.mark.requires("debootstrap"), pytest.mark.host],
+}
 KIT: Final = ("-m", "pytest", "-p", "zonemgr.brandkit.conformance")
 RUN_S: Final = 1800  # debian begins with a debootstrap
 SHIPPED: Final = sorted(path.name for path in loader.shipped_folder().iterdir() if any(path.glob("brand.*")))
@@ -55,7 +59,7 @@ def complaints(report: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.requires(NEEDS.get(name, "root"))) for name in SHIPPED],
+    [pytest.param(name, marks=NEEDS.get(name, [])) for name in SHIPPED],
 )
 def test_a_shipped_brand_is_proved(name: str, tmp_path: Path) -> None:
     lacking = verify.lacks(loader.load(name, Layout.at("/")))

@@ -7,7 +7,6 @@ Whatever happened, the zone is in a state that the grid has commands for, ``halt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,13 @@ import pytest
 from tests.kit import leaks
 from tests.kit.faults import TEXT, Fault, Kind
 from tests.kit.instance import Failed, Instance
-from tests.kit.nursery import Nursery, nursery
+from tests.kit.nursery import Nursery
 from zonemgr.model.states import State
 from zonemgr.store.observe import observe
 
-pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
+pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.long]
 
 ENDS = {"boot": State.RUNNING, "halt": State.INSTALLED, "reboot": State.RUNNING, "ready": State.READY}
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Nursery]:
-    with nursery() as new:
-        yield new
 
 
 class Walk:

@@ -14,7 +14,7 @@ from tests.kit.instance import Instance
 from tests.kit.waiting import until
 from zonemgr.model.states import Command
 
-pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
+pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.long]
 
 WARM_UP = 20
 CYCLES = 200

@@ -17,7 +17,7 @@ from tests.kit.instance import Instance
 from zonemgr.brandkit import layers
 from zonemgr.store import idranges, zones
 
-pytestmark = pytest.mark.requires("root")
+pytestmark = [pytest.mark.requires("root"), pytest.mark.long]
 
 # Every change is a point when this is set; otherwise a sample.
 ALL: Final = "ZONEMGR_ALL_POINTS" in os.environ

@@ -21,6 +21,8 @@ INSTALL_S = 1200.0
 LIFE_S = 180.0  # from systemd's order to reboot until the next login prompt; services may take their time to stop
 
 
+@pytest.mark.host
+@pytest.mark.long
 @pytest.mark.requires("root", "userns", "mount", "net", "cgroup", "debootstrap")
 def test_from_the_mirror_to_an_orderly_shutdown(instance: Instance) -> None:
     """One story, since the install is what takes long: a minute, more on a busy machine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pty
@@ -87,9 +88,14 @@ class Machine:
     @property
     def init_pid(self) -> int:
         """Process 1 as the host sees it."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        _until(lambda: bool(children.read_text()))
-        return int(children.read_text().split()[0])
+        _until(lambda: bool(self._children()))
+        return self._children()[0]
+
+    def _children(self) -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def _is_over(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def ended_by(self) -> int:
         """The signal that reboot(2) ended process 1 with."""
@@ -115,7 +121,10 @@ class Machine:
 
     def close(self) -> None:
         if self.pid:
-            os.kill(self.init_pid, signal.SIGKILL)
+            _until(lambda: bool(self._children()) or self._is_over())  # it may have ended by itself, or not begun
+            for child in self._children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         for descriptor in self._descriptors:
             os.close(descriptor)
