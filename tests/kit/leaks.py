@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import re
-import shutil
-import subprocess
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,11 @@ from typing import Final
 MARK_VARIABLE: Final = "ZONEMGR_TEST"  # supervisors and zscheds inherit it, and so are known as ours
 DEADLINE_S: Final = 10.0
 _PAUSE_S: Final = 0.02
+_NETFILTER: Final = 12
 _SUFFIX: Final = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
+
+# Pid and start of processes that were none of ours once, and so never are: who is ours was born so.
+_STRANGERS: Final[set[tuple[int, str]]] = set()
 
 IsOurs = Callable[[str], bool]
 
@@ -118,49 +122,72 @@ def _bridge_of(link: Path) -> str:
 
 
 def _tables(is_ours: IsOurs) -> Iterator[str]:
-    if not shutil.which("nft") or os.geteuid() != 0:
-        return
-    done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, timeout=30)
-    for line in done.stdout.splitlines():
-        if not _foreign(line, is_ours):
-            yield line
+    for name in _table_names() if os.geteuid() == 0 else ():
+        if not _foreign(name, is_ours):
+            yield name
+
+
+def _table_names() -> Iterator[str]:
+    """The tables of nftables, by netlink: a look is taken twice a test, and starting nft(8) is most of its cost."""
+    get_table, dump, done, name_attribute = 0xA01, 0x301, (2, 3), 1
+    try:
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
+    except OSError:
+        return  # the kernel has none
+    with netlink:
+        netlink.send(struct.pack("=IHHIIBBH", 20, get_table, dump, 1, 0, 0, 0, 0))
+        while True:
+            left = netlink.recv(1 << 16)
+            while left:
+                size, kind = struct.unpack_from("=IH", left)
+                if kind in done:
+                    return
+                family, attributes = left[16], left[20:size]
+                while attributes:
+                    length, attribute = struct.unpack_from("=HH", attributes)
+                    if attribute == name_attribute:
+                        yield f"{attributes[4:length].rstrip(bytes(1)).decode()} (family {family})"
+                    attributes = attributes[(length + 3) & ~3 :]
+                left = left[(size + 3) & ~3 :]
 
 
 def _processes(is_ours: IsOurs) -> Iterator[str]:
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            parent = _parent_of(entry)
-            if parent is not None:
-                parents[int(entry.name)] = parent
-    for pid in parents:
-        if pid == os.getpid() or _is_over(pid, parents[pid]):
+    found = {int(entry.name): _Stat.of(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    stats = {pid: stat for pid, stat in found.items() if stat is not None}
+    for pid, stat in stats.items():
+        if pid == os.getpid() or stat.is_over or (pid, stat.start) in _STRANGERS:
             continue
-        if _descends(pid, parents) or _marked(pid) or _in_our_cgroup(pid, is_ours):
-            yield _description(pid)
+        if _descends(pid, stats) or _marked(pid) or _in_our_cgroup(pid, is_ours):
+            yield _description(pid, stat)
+        else:
+            _STRANGERS.add((pid, stat.start))
 
 
-def _is_over(pid: int, parent: int) -> bool:
-    """A zombie that only waits for the host's init, which collects orphans in its own time."""
-    return parent == 1 and _stat(Path(f"/proc/{pid}")).split()[:1] == ["Z"]
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """Of a process's stat file, what tells whose it is."""
+
+    state: str
+    parent: int
+    start: str
+
+    @classmethod
+    def of(cls, folder: Path) -> _Stat | None:
+        try:
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return cls(fields[0], int(fields[1]), fields[19])
+
+    @property
+    def is_over(self) -> bool:
+        """A zombie that only waits for the host's init, which collects orphans in its own time."""
+        return self.parent == 1 and self.state == "Z"
 
 
-def _stat(folder: Path) -> str:
-    """What follows the command's name in /proc/PID/stat."""
-    try:
-        return (folder / "stat").read_text(errors="replace").rpartition(")")[2]
-    except OSError:
-        return ""
-
-
-def _parent_of(folder: Path) -> int | None:
-    fields = _stat(folder).split()
-    return int(fields[1]) if fields else None
-
-
-def _descends(pid: int, parents: Mapping[int, int]) -> bool:
-    while pid in parents:
-        pid = parents[pid]
+def _descends(pid: int, stats: Mapping[int, _Stat]) -> bool:
+    while pid in stats:
+        pid = stats[pid].parent
         if pid == os.getpid():
             return True
     return False
@@ -183,18 +210,16 @@ def _in_our_cgroup(pid: int, is_ours: IsOurs) -> bool:
     return any(path.startswith("/zonemgr") and not _foreign(path, is_ours) for path in paths)
 
 
-def _description(pid: int) -> str:
+def _description(pid: int, stat: _Stat) -> str:
     """Names a process so that a later one of the same pid is another."""
     folder = Path(f"/proc/{pid}")
-    fields = _stat(folder).split()
     try:
         words = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
         words = words or f"[{(folder / 'comm').read_text().strip()}]"
     except OSError:
         words = "(gone)"
-    state, start = (fields[0], fields[19]) if len(fields) > 19 else ("?", "?")
     # A state changes all the time; only that of a zombie says something.
-    return f"{pid} {words}{' (zombie)' if state == 'Z' else ''} (started at {start})"
+    return f"{pid} {words}{' (zombie)' if stat.state == 'Z' else ''} (started at {stat.start})"
 
 
 def _descriptors() -> Iterator[str]:
