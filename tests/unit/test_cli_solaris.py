@@ -38,7 +38,7 @@ def known(uuid: str) -> str | None:
         ("-z web uninstall -F", "uninstall web -F"),
         ("-z web clone -m copy old", "clone -m copy old web"),
         ("-z web mark incomplete", "mark web incomplete"),
-        ("-R /tmp -z web mount", "mount -R /tmp web"),
+        ("-R /tmp -z web mount", "-R /tmp mount web"),
     ],
 )
 def test_zoneadm(line: str, meaning: str) -> None:

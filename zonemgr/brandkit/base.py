@@ -31,6 +31,7 @@ from zonemgr.model.privileges import (
     REQUIRED_CAPABILITIES,
     expand,
 )
+from zonemgr.store.paths import Layout
 
 if TYPE_CHECKING:
     from zonemgr.model.zone import Zone
@@ -47,7 +48,7 @@ class ZoneInfo:
     """The zone a hook is about.
 
     ``zonepath`` and ``root`` (the zone's root below it) are absolute paths on the host; ``layout_root`` is the root of
-    the instance (``/`` unless ``--root``), ``altroot`` the alternate root of a Solaris ``-R``, else empty.
+    the instance (``/`` unless ``--root``), ``altroot`` the same for an alternate root (``-R``), else empty.
     ``working_folder`` is where the operator's relative paths begin; hooks run in ``/``.
     """
 
@@ -64,6 +65,12 @@ class ZoneInfo:
         """What a hook is told of a zone with this configuration."""
         root = f"{zone.zonepath}/root"
         return cls(zone.zonename, zone.zonepath, root, zone, layout_root, working_folder=_working_folder())
+
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything of the zone's instance is."""
+        return Layout(Path(self.layout_root), alternate=bool(self.altroot))
 
 
 def _working_folder() -> str:

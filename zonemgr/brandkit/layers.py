@@ -72,7 +72,7 @@ def show(zone: ZoneInfo) -> None:
 
     For a process with one thread that will not mount anything for others: its mount namespace is its own from here on.
     """
-    layout = Layout(Path(zone.layout_root))
+    layout = zone.layout
     try:
         entry = zones.read_entry(layout, zone.zonename)
     except (NoSuchZoneError, PlatformError):

@@ -121,7 +121,7 @@ def shipped_folder() -> Path:
 
 def _places(layout: Layout) -> tuple[_Place, ...]:
     return (
-        _Place(layout.etc / "brands", DROP_IN),
+        _Place(layout.host.etc / "brands", DROP_IN),
         _Place(DISTRIBUTION_FOLDER, DROP_IN),
         _Place(shipped_folder(), SHIPPED),
     )

@@ -23,7 +23,6 @@ from zonemgr.brandkit.owners import Owners
 from zonemgr.errors import BrandError
 from zonemgr.linux import mounts, namespaces, process
 from zonemgr.store import zones
-from zonemgr.store.paths import Layout
 
 ROOT: Final = "/run/zone/root"  # where a program in the sandbox finds the root
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -168,7 +167,7 @@ class Sandbox:
 def sandbox(zone: ZoneInfo, files: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
     """The sandbox of a zone whose root has been made.  Its root belongs to the zone's range meanwhile; what it holds
     at the end is settled when all went well."""
-    base = zones.read_entry(Layout.at(zone.layout_root), zone.zonename).uid_base
+    base = zones.read_entry(zone.layout, zone.zonename).uid_base
     if base is None:
         raise BrandError("zone {zonename} has no ids", zonename=zone.zonename)
     os.chown(zone.root, base, base)

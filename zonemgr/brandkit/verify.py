@@ -16,7 +16,6 @@ from zonemgr.errors import BrandError, ConfigError, NoSuchZoneError, message
 from zonemgr.model import privileges
 from zonemgr.model.zone import Zone
 from zonemgr.store import zones
-from zonemgr.store.paths import Layout
 
 LACKS_DEADLINE_S = 10.0
 
@@ -146,7 +145,7 @@ def _check_unique(brand: Brand, zone: ZoneInfo, label: str) -> None:
 
 
 def _others(zone: ZoneInfo) -> Iterator[Zone]:
-    layout = Layout.at(zone.layout_root)
+    layout = zone.layout
     for name in zones.names(layout):
         if name != zone.zonename:
             try:

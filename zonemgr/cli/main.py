@@ -17,7 +17,7 @@ import click
 
 from zonemgr import __version__
 from zonemgr.cli.output import Session, columns
-from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
+from zonemgr.errors import Exit, PlatformError, StateError, ZoneError, locale_of_environment, message, speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,35 @@ def _set_root(context: click.Context, _: click.Parameter, value: str | None) -> 
         context.ensure_object(Session).root = value
 
 
+# What the reference does in an alternate root, and what looks at it.
+IN_ALTERNATE_ROOT: Final = frozenset({"list", "login", "mount", "unmount"})
+
+
+def _set_alternate(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    if not os.path.isabs(value):
+        raise click.BadParameter("root path must be absolute.")
+    if not os.path.isdir(value):
+        raise click.BadParameter("root path must be a directory.")
+    session = context.ensure_object(Session)
+    if session.root is not None:
+        raise click.UsageError("-R and --root are mutually exclusive")
+    session.root, session.alternate = value, True
+
+
+def _refuse_in_alternate_root(session: Session, verb: str) -> None:
+    """Raises StateError for verbs that are not for alternate roots, PlatformError for a root that leads elsewhere."""
+    if not session.alternate:
+        return
+    if verb not in IN_ALTERNATE_ROOT:
+        raise StateError("cannot {verb} zone in alternate root", verb=verb)
+    layout = session.layout
+    for path in (layout.etc, layout.lib):
+        if os.path.realpath(path) != os.fspath(path):
+            raise PlatformError("{path} leads out of the alternate root", path=path)
+
+
 def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.ensure_object(Session).json = True
@@ -176,7 +205,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             ctx.fail(message("no such verb: {verb}{hint}", verb=args[0], hint=_nearest(args[0])))
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        _refuse_in_alternate_root(ctx.ensure_object(Session), found[0] or "")
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, VERBS))
@@ -225,6 +256,13 @@ program = LazyGroup(
     "zonemgr",
     params=[
         *global_options(),
+        click.Option(
+            ["-R"],
+            metavar="DIR",
+            expose_value=False,
+            callback=_set_alternate,
+            help="Mount zones of another system, whose root is DIR (mount, unmount, login and list only).",
+        ),
         click.Option(
             ["--version"],
             is_flag=True,

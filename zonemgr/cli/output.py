@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from zonemgr.errors import Exit, InternalError, NoSuchZoneError, UsageError, ZoneError, message
@@ -22,6 +23,7 @@ class Session:
     def __init__(self, program: str = "zonemgr") -> None:
         self.program = program
         self.root: str | None = None
+        self.alternate = False  # the root is another system's
         self.json = False
         self.quiet = False
         self._layout: Layout | None = None
@@ -30,7 +32,7 @@ class Session:
     def layout(self) -> Layout:
         """The paths of the instance that ``--root`` or the environment names."""
         if self._layout is None:
-            self._layout = Layout.at(self.root)
+            self._layout = replace(Layout.at(self.root), alternate=self.alternate)
         return self._layout
 
     def data(self, text: str) -> None:

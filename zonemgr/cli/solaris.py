@@ -155,12 +155,12 @@ def zoneadm_words(arguments: Sequence[str], zone_of: ZoneOf) -> list[str]:
 def _translated(verb: str, words: list[str], zone: str | None, alternate: str | None) -> list[str]:
     root = [] if alternate is None else ["-R", alternate]
     if verb == "list":
-        return ["list", *root, *words, *([zone] if zone else [])]
+        return [*root, "list", *words, *([zone] if zone else [])]
     if zone is None:
         raise ZoneError("no zone specified")
     if verb == "clone":
         return ["clone", *words, zone]
-    return [verb, *root, zone, *(_boot_words(words) if verb == "boot" else words)]
+    return [*root, verb, zone, *(_boot_words(words) if verb == "boot" else words)]
 
 
 def _wants_help(words: Sequence[str]) -> bool:

@@ -33,6 +33,7 @@ class Range:
     root: str
     zonename: str
     uuid: str
+    alternate: bool = False
 
 
 def allocate(
@@ -50,9 +51,10 @@ def allocate(
         if mine is None:
             taken = {found.base for found in ranges}
             reserved = list(_reserved(subordinate_files))
-            mine = Range(_lowest_free(taken, reserved), os.fspath(layout.root), name, uuid)
+            base = _lowest_free(taken, reserved)
+            mine = Range(base, os.fspath(layout.root), name, uuid, layout.alternate)
         others = [found for found in ranges if not _is_of(found, layout, name)]
-        _write(registry, [*others, Range(mine.base, mine.root, name, uuid)])
+        _write(registry, [*others, replace(mine, uuid=uuid)])
     return mine.base
 
 
@@ -79,13 +81,14 @@ def _lock(registry: Path) -> FileLock:
 
 
 def _is_of(found: Range, layout: Layout, name: str) -> bool:
-    return found.zonename == name and found.root == os.fspath(layout.root)
+    return (found.zonename, found.root, found.alternate) == (name, os.fspath(layout.root), layout.alternate)
 
 
 def _is_gone(found: Range) -> bool:
-    """Neither an index entry nor run-time files are left of the zone."""
-    layout = Layout(Path(found.root))
-    return not layout.state(found.zonename).exists() and not layout.zone_run(found.zonename).exists()
+    """Neither an index entry (an alternate root's is not ours) nor run-time files are left of the zone."""
+    layout = Layout(Path(found.root), found.alternate)
+    recorded = not found.alternate and layout.state(found.zonename).exists()
+    return not recorded and not layout.zone_run(found.zonename).exists()
 
 
 def _lowest_free(taken: set[int], reserved: list[tuple[int, int]]) -> int:
@@ -111,7 +114,13 @@ def _read(registry: Path) -> list[Range]:
     record = files.read_json(registry) or {"ranges": []}
     try:
         return [
-            Range(int(item["base"]), str(item["root"]), str(item["zonename"]), str(item["uuid"]))
+            Range(
+                int(item["base"]),
+                str(item["root"]),
+                str(item["zonename"]),
+                str(item["uuid"]),
+                bool(item.get("alternate", False)),
+            )
             for item in record["ranges"]
         ]
     except (KeyError, TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
 """Where everything is (design, section 11).
 
 ``--root DIR`` or ``ZONEMGR_ROOT`` relocates all folders: an instance of its own, whose kernel objects
-(cgroups, links, tables) carry a hash suffix, so that it runs beside a live installation.
+(cgroups, links, tables) carry a hash suffix, so that it runs beside a live installation.  ``-R DIR`` is something
+else: the zones of another system, whose root is DIR; nothing is recorded there, and nothing of it is obeyed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ ROOT_VARIABLE = "ZONEMGR_ROOT"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All paths of one instance.  ``root`` is ``/`` for the host's own."""
+    """All paths of one instance.  ``root`` is ``/`` for the host's own; ``alternate``: of another system's root."""
 
     root: Path
+    alternate: bool = False
 
     @classmethod
     def at(cls, root: str | os.PathLike[str] | None = None) -> Layout:
@@ -30,7 +32,17 @@ class Layout:
         """Empty for the host's own instance, else ``-`` and eight hex digits that tell this root from others."""
         if self.root == Path("/"):
             return ""
-        return "-" + f"{zlib.crc32(os.fsencode(self.root)):08x}"
+        return "-" + f"{zlib.crc32(os.fsencode(self.root), int(self.alternate)):08x}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What tells our programs of this instance."""
+        return ("--root", str(self.root), *(("--alternate",) if self.alternate else ()))
+
+    @property
+    def host(self) -> Layout:
+        """The instance whose settings and brands hold: this one, or the running system's for an alternate root."""
+        return Layout(Path("/")) if self.alternate else self
 
     @property
     def etc(self) -> Path:
@@ -42,15 +54,19 @@ class Layout:
 
     @property
     def run(self) -> Path:
+        if self.alternate:
+            return self.host.run / "alternate" / self.suffix[1:]
         return self.root / "run/zonemgr"
 
     @property
     def log(self) -> Path:
+        if self.alternate:
+            return self.run / "log"
         return self.root / "var/log/zonemgr"
 
     @property
     def settings(self) -> Path:
-        return self.etc / "zonemgr.toml"
+        return self.host.etc / "zonemgr.toml"
 
     def config(self, zonename: str) -> Path:
         """The zone's configuration file."""

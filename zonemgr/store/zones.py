@@ -100,13 +100,24 @@ def load(layout: Layout, name: str) -> Zone:
 
 def from_table(layout: Layout, name: str, table: dict[str, object], lines: toml.Lines) -> Zone:
     """The configuration in a table read from the zone's file (or about to be written to it)."""
-    return Zone.from_table(
+    zone = Zone.from_table(
         table,
         filename=str(layout.config(name)),
         zonename=name,
         default_zonepath=str(layout.zonepath(name)),
         lines=lines,
     )
+    return _seen_from_here(layout, zone, "zonepath" in table) if layout.alternate else zone
+
+
+def _seen_from_here(layout: Layout, zone: Zone, names_zonepath: bool) -> Zone:
+    """A zone of an alternate root: its paths begin there (reference, sections 0.1 and 3.3)."""
+    binds = tuple(
+        dataclasses.replace(fs, special=f"{layout.root}{fs.special}") if fs.type in ("bind", "lofs") else fs
+        for fs in zone.fs
+    )
+    zonepath = f"{layout.root}{zone.zonepath}" if names_zonepath else zone.zonepath
+    return dataclasses.replace(zone, fs=binds, zonepath=zonepath)
 
 
 def read_entry(layout: Layout, name: str) -> Entry:
@@ -131,6 +142,7 @@ def _stored(layout: Layout, name: str) -> Entry:
     table = files.read_json(path)
     if table is None:
         return Entry(name)
+    before = layout.root if layout.alternate else ""
     try:
         state = State.of(table["state"])
         base = table.get("uid_base")
@@ -140,10 +152,10 @@ def _stored(layout: Layout, name: str) -> Entry:
             uuid=str(table.get("uuid", "")),
             uid_base=None if base is None else int(base),
             brand=str(table.get("brand", "")),
-            zonepath=str(table.get("zonepath", "")),
+            zonepath=f"{before}{table.get('zonepath', '')}",
             ip_type=str(table.get("ip_type", "exclusive")),
             idmap_marker=table.get("idmap_marker"),
-            layers=tuple(map(str, table.get("layers", ()))),
+            layers=tuple(f"{before}{layer}" for layer in table.get("layers", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlatformError("{path} is damaged: {why!r}", path=path, why=error) from error
@@ -203,6 +215,8 @@ def _new_uuid() -> str:
 
 
 def _write(layout: Layout, entry: Entry) -> None:
+    if layout.alternate:
+        raise InternalError("nothing is recorded in an alternate root")
     files.make_directory(layout.state(entry.zonename).parent)
     table = {"version": ENTRY_VERSION, **dataclasses.asdict(entry), "state": entry.state.label}
     del table["label"]

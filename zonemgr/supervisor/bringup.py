@@ -17,10 +17,11 @@ from zonemgr.model.zone import SecurityFlags, Zone
 from zonemgr.platform import compose, runner
 from zonemgr.platform.compose import Subject
 from zonemgr.platform.stage import Born, Stage
-from zonemgr.store import filters, snapshot, verify, zoneids, zones
+from zonemgr.store import filters, idranges, snapshot, verify, zoneids, zones
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Mode, Phase
 from zonemgr.store.locks import use_lock
+from zonemgr.store.zones import Entry
 from zonemgr.supervisor import statehooks, teardown, zsched
 from zonemgr.supervisor.anchor import SOCKET, Anchor
 from zonemgr.supervisor.transition import Transition
@@ -45,7 +46,7 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     zone = transition.zone = snapshot.create(layout, zonename)
     entry = zones.read_entry(layout, zonename)
     transition.recovering = True
-    instance = _new_instance(transition, zone, mode, entry.uid_base or 0)
+    instance = _new_instance(transition, zone, mode, _uid_base(transition, entry))
     ledger = transition.ledger
     try:
         _verify(transition, zone, "mount" if mode.alternate else "ready")
@@ -84,6 +85,15 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
 def _wants_writable(transition: Transition) -> bool:
     """``boot -w``: of this request alone, never of the configuration, or the next boot would be as writable."""
     return bootargs.wants_writable(transition.arguments)
+
+
+def _uid_base(transition: Transition, entry: Entry) -> int:
+    """The zone's own range; that of another system's zone may be somebody else's here, so it gets one for a while."""
+    if not transition.layout.alternate:
+        return entry.uid_base or 0
+    if entry.idmap_marker:
+        raise PlatformError("the owners of its root were moved on disk: only its own system can mount it")
+    return idranges.allocate(transition.layout, transition.zonename, entry.uuid)
 
 
 def _verify(transition: Transition, zone: Zone, command: str) -> None:

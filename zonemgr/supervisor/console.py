@@ -72,7 +72,15 @@ class Client:
 class Console:
     """Serves the console socket and moves bytes between the pty and its client."""
 
-    def __init__(self, loop: Loop, folder_fd: int, log: ConsoleLog, client_left: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        folder_fd: int,
+        log: ConsoleLog,
+        client_left: Callable[[], None],
+        *,
+        served: bool = True,
+    ) -> None:
         self._loop = loop
         self._log = log
         self._client_left = client_left
@@ -81,8 +89,7 @@ class Console:
         self._to_zone = bytearray()
         self._window: tuple[int, int] | None = None
         self.client: Client | None = None
-        self._listener = self._listen()
-        loop.watch(self._listener.fileno(), self._accept)
+        self._listener = self._listen() if served else None  # an alternate root has no console
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -92,6 +99,7 @@ class Console:
             pass
         listener.bind(f"/proc/self/fd/{self._folder_fd}/console")
         listener.listen(4)
+        self._loop.watch(listener.fileno(), self._accept)
         return listener
 
     # -- the pty --------------------------------------------------------------------------------------------
@@ -161,6 +169,7 @@ class Console:
     # -- clients --------------------------------------------------------------------------------------------
 
     def _accept(self, _events: int) -> None:
+        assert self._listener is not None
         try:
             sock, _address = self._listener.accept()
         except OSError:
@@ -307,8 +316,9 @@ class Console:
             os.unlink("console", dir_fd=self._folder_fd)
         except FileNotFoundError:
             pass
-        self._loop.forget(self._listener.fileno())
-        self._listener.close()
+        if self._listener is not None:
+            self._loop.forget(self._listener.fileno())
+            self._listener.close()
         self.drop_pty()
         self.disconnect()
         os.close(self._folder_fd)

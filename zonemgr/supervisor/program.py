@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 
 from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
 from zonemgr.linux import caps, process
@@ -32,11 +33,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("verb", choices=("serve", "plan", "fsck"))
     parser.add_argument("words", nargs="*")
     parser.add_argument("--root", default=None)
+    parser.add_argument("--alternate", action="store_true")
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--host", action="store_true")
     options = parser.parse_args(arguments)
-    layout = Layout.at(options.root)
+    layout = replace(Layout.at(options.root), alternate=options.alternate)
     speak(locale_of_environment())
     try:
         if options.verb == "serve":
@@ -213,6 +215,13 @@ def _leave_supervisors(layout: Layout) -> None:
         return  # nothing more can be done by a process that is leaving
 
 
+def _leave_alternate_root(layout: Layout, zonename: str) -> None:
+    """What the running system kept of another one's zone; the last zone's supervisor takes away the rest."""
+    shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)
+    if not os.listdir(layout.run / "zones"):
+        shutil.rmtree(layout.run)
+
+
 def _leave_zone(layout: Layout, zonename: str) -> None:
     """Nothing of a zone that has no platform stays, and no folder of one that was deleted."""
     try:
@@ -223,5 +232,7 @@ def _leave_zone(layout: Layout, zonename: str) -> None:
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
             shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)
+        if layout.alternate and instances.read(layout, zonename) is None:
+            _leave_alternate_root(layout, zonename)
     except (OSError, ZoneError):
         return  # nothing more can be done by a process that is leaving

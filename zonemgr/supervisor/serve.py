@@ -41,6 +41,9 @@ from zonemgr.wire import packets, start
 
 PROTOCOL: Final = 1
 IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
+IN_ALTERNATE_ROOT: Final = frozenset(
+    {Command.MOUNT, Command.FORCEMOUNT, Command.UNMOUNT, Command.NOTE_UNINSTALLING}
+)
 MESSAGES_MAX: Final = (
     1000  # lines that one request may produce; a hook that never stops must not fill our memory
 )
@@ -66,7 +69,11 @@ class Supervisor:
         self.leaving = False
         self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.console = Console(
-            self.loop, self.run_fd, ConsoleLog(layout.zone_log(zonename)), self._after_client
+            self.loop,
+            self.run_fd,
+            ConsoleLog(layout.zone_log(zonename)),
+            self._after_client,
+            served=not layout.alternate,
         )
         self.lifeline = Lifeline(self.loop, layout, zonename, self.console, self._init_ended)
         self.door: Door | None = None
@@ -248,6 +255,10 @@ class Supervisor:
                 return  # the life that it speaks of is over
             if instance.phase is Phase.HALTING:
                 return  # init ended because somebody halts the zone, who has had an answer
+        if self.layout.alternate and request.command not in IN_ALTERNATE_ROOT:
+            text = message("cannot {verb} zone in alternate root", verb=request.command.value)
+            self._finish(request, False, [text])
+            return
         cell = decide(state, request.command)
         if isinstance(cell, Refuse):
             self._finish(request, False, [cell.text(state, request.command)])
@@ -478,4 +489,4 @@ def _observed(layout: Layout, zonename: str) -> Observation | None:
 
 def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:
     """The command that starts a supervisor for the zone, for zsched to run when nobody is there."""
-    return tuple(start.program("zonemgr.supervisor", "serve", zonename, "--root", str(layout.root)))
+    return tuple(start.program("zonemgr.supervisor", "serve", zonename, *layout.words))

@@ -16,8 +16,8 @@ from zonemgr.linux.cgroup import Part
 from zonemgr.model import plan
 from zonemgr.model.states import Command, State
 from zonemgr.platform import runner, undo
+from zonemgr.store import idranges, snapshot
 from zonemgr.store import instance as instances
-from zonemgr.store import snapshot
 from zonemgr.store.instance import Instance, Phase
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.observe import living_state
@@ -139,6 +139,8 @@ def take_back(transition: Transition, ledger: Ledger) -> None:
         raise first
     instances.forget(layout, zonename)
     (layout.zone_run(zonename) / SOCKET).unlink(missing_ok=True)
+    if layout.alternate:
+        idranges.release(layout, zonename)
 
 
 def _undo_network(transition: Transition, remains: undo.Remains) -> list[ZoneError]:

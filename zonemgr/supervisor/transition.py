@@ -82,6 +82,7 @@ class Transition:
             root=f"{zone.zonepath}/root",
             config=zone,
             layout_root=str(self.layout.root),
+            altroot=str(self.layout.root) if self.layout.alternate else "",
         )
 
     def publish(self, old: State, new: State, zone_id: int | None) -> None:

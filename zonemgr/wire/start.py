@@ -240,7 +240,7 @@ def _handed_over(layout: Layout, zonename: str, ready_fd: int) -> _Work | None:
 
 def _spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
     child_fd = 3
-    arguments = ["serve", zonename, "--root", str(layout.root), "--ready-fd", str(child_fd)]
+    arguments = ["serve", zonename, *layout.words, "--ready-fd", str(child_fd)]
     words = program("zonemgr.supervisor", *arguments)
     # Standard error stays: what the interpreter itself says before the supervisor can speak is worth reading.
     actions = [
