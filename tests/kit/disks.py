@@ -9,14 +9,16 @@ from pathlib import Path
 
 
 @contextmanager
-def mounted(kind: str, folder: Path, *options: str, size: str = "400M") -> Iterator[Path]:
-    """A new file system of that kind, mounted below ``folder``; ``options`` are mkfs's."""
+def mounted(
+    kind: str, folder: Path, *options: str, size: str = "400M", mount: str = ""
+) -> Iterator[Path]:
+    """A new file system of that kind, mounted below ``folder``; ``options`` are mkfs's, ``mount`` those of mount."""
     image, point = folder / f"{kind}.img", folder / kind
     folder.mkdir(exist_ok=True)
     point.mkdir()
     subprocess.run(["truncate", "-s", size, str(image)], check=True)
     subprocess.run([f"mkfs.{kind}", "-q", *options, str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
+    subprocess.run(["mount", "-o", ",".join(filter(None, ("loop", mount))), str(image), str(point)], check=True)
     try:
         point.chmod(0o755)
         yield point

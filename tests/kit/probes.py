@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -90,6 +91,18 @@ def _file_system(kind: str) -> str:
     return "" if shutil.which(f"mkfs.{kind}") else f"there is no mkfs.{kind}"
 
 
+def _quota() -> str:
+    """ext4 with quota of projects: some kernels lack it."""
+    with tempfile.TemporaryDirectory(prefix="zonemgr-quota-") as folder:
+        image = f"{folder}/image"
+        return (
+            _loop()
+            or _works("truncate", "-s", "32M", image)
+            or _works("mkfs.ext4", "-q", "-O", "project,quota", image)
+            or _works("unshare", "--mount", "mount", "-o", "loop,prjquota", image, folder)
+        )
+
+
 def _nft() -> str:
     return _works("unshare", "--net", "nft", "list", "tables")
 
@@ -115,6 +128,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "loop": _loop,
     "btrfs": lambda: _loop() or _file_system("btrfs"),
     "xfs": lambda: _loop() or _file_system("xfs"),
+    "quota": _quota,
     "nft": _nft,
     "busybox": _busybox,
     "debootstrap": _debootstrap,

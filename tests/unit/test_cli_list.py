@@ -74,6 +74,7 @@ def test_json_holds_what_the_columns_hold(capsys: pytest.CaptureFixture[str]) ->
             "brand": "native",
             "ip-type": "exclusive",
             "label": None,
+            "limits": [],
         }
     ]
 

@@ -29,6 +29,7 @@ class Row:
     brand: str
     ip_type: str
     label: str = ""  # the zone's mandatory label, or the one that it is to have
+    limits: tuple[dict[str, Any], ...] = ()  # of a living zone: as configured, and as the kernel holds them
 
     @property
     def id_text(self) -> str:
@@ -66,6 +67,7 @@ class Row:
             "brand": self.brand,
             "ip-type": self.ip_type,
             "label": self.label or None,
+            "limits": list(self.limits),
         }
 
 
@@ -76,7 +78,15 @@ GLOBAL = Row(GLOBAL_ZONE, State.RUNNING, 0, "/", "", "host", "shared")
 def row(seen: Observation) -> Row:
     """What is listed of an observed zone."""
     return Row(
-        seen.zonename, seen.state, seen.zone_id, seen.zonepath, seen.uuid, seen.brand, seen.ip_type, seen.label
+        seen.zonename,
+        seen.state,
+        seen.zone_id,
+        seen.zonepath,
+        seen.uuid,
+        seen.brand,
+        seen.ip_type,
+        seen.label,
+        seen.instance.limits if seen.instance and seen.state.active else (),
     )
 
 

@@ -249,7 +249,8 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         join_cgroups=join,
         fall_back_to_root=True,
         die_with_parent=True,
-        locked_bytes=instance.locked_bytes,
+        rlimits=instance.rlimits,
+        oom_score_adj=instance.oom_score_adj,
     )
 
 

@@ -90,6 +90,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Look": {
         "list": _verb("list", "list_zones", "List zones and their states.", "zonemgr list -cv"),
+        "stat": _verb("stat", "stat", "Show what zones use.", "zonemgr stat 5"),
         "events": _verb("events", "events", "Show what happens to zones.", "zonemgr events -f web"),
         "brands": _verb("brands", "brands", "List the brands found on this host.", "zonemgr brands"),
         "plan": _verb("plan", "plan", "Show what a verb would do.", "zonemgr plan boot web"),

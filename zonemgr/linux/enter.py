@@ -42,6 +42,7 @@ class Stage(enum.Enum):
 
     STDIO = "stdio"
     CGROUP = "cgroup"
+    LIMITS = "limits"
     LABEL = "label"
     TERMINAL = "terminal"
     NAMESPACES = "namespaces"
@@ -124,8 +125,9 @@ class _Orders:
     capabilities: frozenset[str]
     no_new_privs: bool
     install_filter: Callable[[], None] | None
-    locked_bytes: int | None
     personality: int
+    rlimits: tuple[tuple[int, tuple[int, int]], ...]
+    oom_score_adj: int | None
     take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
@@ -207,8 +209,9 @@ def spawn_in_zone(
     join_cgroups: Callable[[int], None] | None = None,
     fall_back_to_root: bool = False,
     die_with_parent: bool = False,
-    locked_bytes: int | None = None,
     personality: int = 0,
+    rlimits: Sequence[str] = (),
+    oom_score_adj: int | None = None,
     timeout_s: float = ENTER_TIMEOUT_S,
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
@@ -217,7 +220,8 @@ def spawn_in_zone(
     environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
     called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
     under. ``tty_slave``: descriptor 0 becomes the
-    controlling terminal. ``locked_bytes``: RLIMIT_MEMLOCK; ``personality``: flags of personality(2).
+    controlling terminal. ``rlimits`` and ``oom_score_adj``: as the zone's record has them; ``personality``: flags of
+    personality(2).
     ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
     stage; OSError when the child could not be born.
     """
@@ -241,8 +245,9 @@ def spawn_in_zone(
         stdio=stdio,
         tty_slave=tty_slave,
         die_with=process.pidfd_open(os.getpid()) if die_with_parent else -1,
-        locked_bytes=locked_bytes,
         personality=personality,
+        rlimits=tuple(process.rlimits(rlimits)),
+        oom_score_adj=oom_score_adj,
     )
     try:
         return _spawn(orders, cgroup_fd, join_cgroups, timeout_s)
@@ -266,7 +271,9 @@ def _label_taker(label: str) -> Callable[[], None] | None:
 
     module = labels.active()
     if module is None:
-        raise PlatformError("the zone has the label '{label}', which no module of the kernel knows", label=label)
+        raise PlatformError(
+            "the zone has the label '{label}', which no module of the kernel knows", label=label
+        )
     return lambda: labels.set_for_exec(module, label)
 
 
@@ -274,7 +281,9 @@ def _spawn(
     orders: _Orders, cgroup_fd: int | None, join_cgroups: Callable[[int], None] | None, timeout_s: float
 ) -> Child:
     process.load_prctl()
-    process.set_dumpable(False)  # here already: the child is in the zone's pid namespace from its first instant
+    process.set_dumpable(
+        False
+    )  # here already: the child is in the zone's pid namespace from its first instant
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -384,6 +393,11 @@ class _Child:
         if os.read(self.go_fd, 1) != b"g":
             os._exit(125)  # the caller has gone, or could not put us into the cgroups
         os.close(self.go_fd)
+        self.stage = Stage.LIMITS
+        if self.orders.oom_score_adj is not None:
+            process.set_oom_score_adj(self.orders.oom_score_adj)
+        for number, pair in self.orders.rlimits:
+            resource.setrlimit(number, pair)
         if self.orders.take_label is not None:
             self.stage = Stage.LABEL  # through the host's /proc, and before our credentials change
             self.orders.take_label()
@@ -401,8 +415,6 @@ class _Child:
         process.close_fds([0, 1, 2, self.report_fd, self.go_fd, self.zone_fd, self.parent_fd])
 
     def _go_in(self) -> None:
-        if self.orders.locked_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (self.orders.locked_bytes,) * 2)
         self.stage = Stage.NAMESPACES
         join(self.zone_fd, self.orders.flags)
         os.close(self.zone_fd)

@@ -56,6 +56,7 @@ _SYSCALLS: dict[str, tuple[int, int, tuple[Any, ...]]] = {
     "close_range": (436, 436, (c_uint, c_uint, c_uint)),
     "openat2": (437, 437, (c_int, c_char_p, c_void_p, c_size_t)),
     "pidfd_getfd": (438, 438, (c_int, c_int, c_uint)),
+    "quotactl_fd": (443, 443, (c_uint, c_uint, c_int, c_void_p)),
     "mount_setattr": (442, 442, (c_int, c_char_p, c_uint, c_void_p, c_size_t)),
 }
 

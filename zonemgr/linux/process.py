@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterable
@@ -25,6 +26,9 @@ __all__ = ["boot_id", "command_name", "describe_stuck", "is_alive", "pid_of", "s
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
 CLONE_INTO_CGROUP = 0x2_0000_0000
+
+# The score of what must not go before the zones do when the host has no memory left.
+OOM_PROTECTED = -900
 
 _MAX_FD = 0xFFFFFFFF
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -190,6 +194,52 @@ def set_keep_caps(on: bool) -> None:
     import prctl
 
     prctl.set_keepcaps(on)
+
+
+def set_oom_score_adj(value: int, pid: int | None = None) -> None:
+    """How soon the kernel ends the process (the caller) when the host has no memory left: from -1000, never, to 1000.
+
+    To go below what it is now takes sys_resource; without it things stay as they are.
+    """
+    fd = os.open(f"/proc/{pid or 'self'}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    except PermissionError:
+        return
+    finally:
+        os.close(fd)
+
+
+def rlimits(words: Iterable[str]) -> list[tuple[int, tuple[int, int]]]:
+    """``nofile=1024:524288``, as records keep limits, in the numbers of setrlimit(2)."""
+    found = []
+    for word in words:
+        name, _, values = word.partition("=")
+        soft, _, hard = values.partition(":")
+        pair = (-1 if soft == "unlimited" else int(soft), -1 if hard == "unlimited" else int(hard))
+        found.append((getattr(resource, f"RLIMIT_{name.upper()}"), pair))
+    return found
+
+
+def raise_rlimits() -> None:
+    """Allow children everything that we could, as far as we could: the limits that they get are set in them.
+
+    Of what the kernel counts for a user namespace as a whole, its maker's soft limit is the most that there will be.
+    """
+    for number in {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}:
+        soft, hard = resource.getrlimit(number)
+        whole = number in (resource.RLIMIT_MSGQUEUE, resource.RLIMIT_SIGPENDING, resource.RLIMIT_MEMLOCK)
+        try:
+            resource.setrlimit(number, (-1 if whole else soft, -1))
+        except (OSError, ValueError):  # not allowed, or (files) with a limit of its own
+            if whole:
+                resource.setrlimit(number, (hard, hard))
+
+
+def oom_score_adj(pid: int) -> int:
+    """What ``set_oom_score_adj`` has set."""
+    with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
 
 
 def new_session_keyring(name: str) -> None:

@@ -534,6 +534,17 @@ def rctl_name(value: object) -> str:
     return given
 
 
+def process_limit(value: object) -> str:
+    """A number, or ``unlimited``."""
+    if isinstance(value, str) and value in ("unlimited", "infinity"):
+        return "unlimited"
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, str):
+        raise Refused(f"must be a number or unlimited, not '{value}'")
+    return str(number_from(0)(value))
+
+
 @dataclass(frozen=True, slots=True)
 class RctlValue:
     """One threshold of a resource control."""

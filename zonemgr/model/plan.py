@@ -90,26 +90,82 @@ class MakeCgroup(Op):
 
 @dataclass(frozen=True)
 class SetLimits(Op):
-    """Resource limits on the zone's cgroup.  None leaves a limit alone."""
+    """Resource limits on the zone's cgroup.  None leaves a limit alone, or lifts it where a living zone is changed."""
 
     kind: ClassVar[str] = "limits"
     live: ClassVar[Live] = Live.REWRITE
     memory_bytes: int | None = None
     swap_bytes: int | None = None  # memory and swap together, as zones count
-    locked_bytes: int | None = None
     cpus: float | None = None
     cpu_shares: int | None = None
     pids: int | None = None
+    io_weight: int | None = None
+    io_throttles: tuple[str, ...] = ()  # "/dev/sda read-bps=1048576 write-iops=100"
+    huge_pages: tuple[str, ...] = ()  # "2097152=8388608": size of a page, bytes
+    oom_group: bool = False
     best_effort: bool = False
+    optional: tuple[str, ...] = ()  # limits that nobody asked for: a host that lacks them is no obstacle
 
     @property
     def empty(self) -> bool:
-        return (self.memory_bytes, self.swap_bytes, self.cpus, self.cpu_shares, self.pids) == (None,) * 5
+        return dataclasses.replace(self, best_effort=False, optional=()) == SetLimits()
 
     def describe(self) -> str:
-        names = ("memory_bytes", "swap_bytes", "locked_bytes", "cpus", "cpu_shares", "pids")
-        given = (f"{name} {getattr(self, name)}" for name in names if getattr(self, name) is not None)
-        return "limit " + ", ".join(given)
+        fields = (field.name for field in dataclasses.fields(self) if field.name not in ("best_effort", "optional"))
+        given = ((name, getattr(self, name)) for name in fields)
+        words = (
+            f"{name} {', '.join(value) if isinstance(value, tuple) else value}"
+            for name, value in given
+            if value not in (None, (), False)
+        )
+        return "limit " + ", ".join(words)
+
+
+@dataclass(frozen=True)
+class DedicateCpus(Op):
+    """CPUs of the host that no other zone runs on, kept until the zone is halted."""
+
+    kind: ClassVar[str] = "dedicated-cpu"
+    live: ClassVar[Live] = Live.REWRITE
+    zonename: str
+    unit: str  # ncpus, cpus, cores or sockets
+    wanted: str  # a number or a range of how many, or which
+    best_effort: bool = False
+
+    def describe(self) -> str:
+        return f"dedicate {self.unit} {self.wanted} to the zone"
+
+
+@dataclass(frozen=True)
+class SetProcessLimits(Op):
+    """What each process of the zone begins with: its rlimits, and its score when the host runs out of memory."""
+
+    kind: ClassVar[str] = "rlimits"
+    live: ClassVar[Live] = Live.REWRITE
+    limits: tuple[str, ...]  # "nofile=1024:524288"
+    asked: tuple[str, ...] = ()  # names that the configuration gives: these are set or the boot is refused
+    oom_score_adj: int = 0
+    best_effort: bool = False
+
+    def describe(self) -> str:
+        return f"set the limits of a process: {' '.join(self.limits)}; oom_score_adj {self.oom_score_adj}"
+
+
+@dataclass(frozen=True)
+class SetQuota(Op):
+    """The most disk space below a folder, as a project of its file system; None lifts it."""
+
+    kind: ClassVar[str] = "quota"
+    live: ClassVar[Live] = Live.REWRITE
+    path: str
+    project: int
+    limit_bytes: int | None
+    best_effort: bool = False
+
+    def describe(self) -> str:
+        if self.limit_bytes is None:
+            return f"lift the quota of {self.path}"
+        return f"hold {self.path} to {self.limit_bytes} bytes of disk space (project {self.project})"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Final
 
 from zonemgr.model import checks
 from zonemgr.model.checks import Check, Refused
+from zonemgr.model.rlimits import RLIMITS
 
 
 class When(enum.Enum):
@@ -212,7 +213,10 @@ GLOBAL_PROPERTIES: Final = (
         "global-time", checks.boolean, "the zone may set the host's clock (privileged zones only)", Form.BOOLEAN,
     ),
     Property("host-compatible", checks.word, "which hosts the zone must be able to move to", effect=False),
-    Property("zfs-io-priority", checks.number_from(1, 16384), "share of a busy disk", Form.NUMBER, effect=False),
+    Property(
+        "zfs-io-priority", checks.number_from(1, 16384), "share of a busy disk", Form.NUMBER, aliases=("io-weight",),
+        when=When.LIVE,
+    ),
     Property("cpu-shares", checks.number_from(1, 65535), "share of a busy CPU", Form.NUMBER, when=When.LIVE),
     Property("max-lwps", checks.number_from(100), "most threads at once", Form.NUMBER, when=When.LIVE),
     Property("max-processes", checks.number_from(100), "most processes at once", Form.NUMBER, when=When.LIVE),
@@ -220,6 +224,15 @@ GLOBAL_PROPERTIES: Final = (
     Property("max-shm-ids", checks.number_from(0), "most shared memory segments", Form.NUMBER, when=When.LIVE),
     Property("max-msg-ids", checks.number_from(0), "most message queues", Form.NUMBER, when=When.LIVE),
     Property("max-sem-ids", checks.number_from(0), "most semaphore sets", Form.NUMBER, when=When.LIVE),
+    Property(
+        "oom-group", checks.boolean, "a process beyond the memory cap ends the whole zone", Form.BOOLEAN,
+        when=When.LIVE,
+    ),
+    Property(
+        "oom-score-adj", checks.number_from(-999, 1000), "how soon the zone's processes go when the host has no memory",
+        Form.NUMBER, when=When.LIVE,
+    ),
+    Property("quota", checks.size_from(_MEBI, "1M"), "most disk space below the zonepath", Form.SIZE, when=When.LIVE),
 )  # fmt: skip
 
 FS: Final = Resource(
@@ -361,9 +374,9 @@ DEDICATED_CPU: Final = Resource(
         Property("cpus", checks.id_ranges, "which CPUs, such as 0-3,6"),
         Property("cores", checks.id_ranges, "which cores, with all their threads"),
         Property("sockets", checks.id_ranges, "which sockets, with all their cores"),
-        Property("importance", checks.number_from(0), "who gets CPUs first", Form.NUMBER),
+        Property("importance", checks.number_from(0), "who gets CPUs first", Form.NUMBER, effect=False),
     ),
-    single=True, effect=False,
+    single=True, when=When.LIVE,
 )  # fmt: skip
 
 CAPPED_CPU: Final = Resource(
@@ -386,6 +399,39 @@ CAPPED_MEMORY: Final = Resource(
     ),
     single=True,
     when=When.LIVE,
+)  # fmt: skip
+
+CAPPED_IO: Final = Resource(
+    "capped-io", "the most the zone reads and writes on a disk",
+    (
+        Property("device", checks.absolute_path, "the disk, or a file or folder on it", required=True),
+        Property("read-bps", checks.size_from(1, "1"), "most bytes read a second", Form.SIZE),
+        Property("write-bps", checks.size_from(1, "1"), "most bytes written a second", Form.SIZE),
+        Property("read-iops", checks.number_from(1), "most reads a second", Form.NUMBER),
+        Property("write-iops", checks.number_from(1), "most writes a second", Form.NUMBER),
+    ),
+    key=("device",), when=When.LIVE,
+)  # fmt: skip
+
+CAPPED_HUGETLB: Final = Resource(
+    "capped-hugetlb", "the most memory in huge pages",
+    (
+        Property(
+            "pagesize", checks.size_from(1 << 14, "16K"), "the size of a page, such as 2M", Form.SIZE, required=True,
+        ),
+        Property("limit", checks.size_bytes, "memory in pages of this size", Form.SIZE, required=True),
+    ),
+    key=("pagesize",), when=When.LIVE,
+)  # fmt: skip
+
+RLIMIT: Final = Resource(
+    "rlimit", "a limit that each process of the zone begins with",
+    (
+        Property("name", checks.one_of(*RLIMITS), "such as nofile (see setrlimit)", required=True),
+        Property("soft", checks.process_limit, "in force at first; a number or unlimited"),
+        Property("hard", checks.process_limit, "what a process may raise it to"),
+    ),
+    key=("name",), when=When.LIVE,
 )  # fmt: skip
 
 SECURITY_FLAGS: Final = Resource(
@@ -418,8 +464,8 @@ SMF_DEPENDENCY: Final = Resource(
 RESOURCES: Final[Mapping[str, Resource]] = {
     resource.name: resource
     for resource in (
-        FS, NET, FORWARD, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, ATTR, DATASET, ADMIN, RCTL, SECURITY_FLAGS,
-        SMF_DEPENDENCY,
+        FS, NET, FORWARD, DEVICE, DEDICATED_CPU, CAPPED_CPU, CAPPED_MEMORY, CAPPED_IO, CAPPED_HUGETLB, RLIMIT, ATTR,
+        DATASET, ADMIN, RCTL, SECURITY_FLAGS, SMF_DEPENDENCY,
     )
 }  # fmt: skip
 
@@ -448,6 +494,10 @@ CONTROL_ALIASES: Final = (
     ControlAlias("zone.max-swap", "swap", "capped-memory", "deny"),
     ControlAlias("zone.max-locked-memory", "locked", "capped-memory", "deny"),
 )
+
+
+# Controls of Solaris that hold here without being set: a zone makes no loop devices.
+CONTROLS_HELD: Final = frozenset({"zone.max-lofi"})
 
 
 def global_property(name: str) -> Property | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zonemgr.errors import ConfigError
-from zonemgr.model import network, schema
+from zonemgr.model import network, rlimits, schema
 from zonemgr.model.checks import SECURITY_FLAGS, RctlValue, Refused
 from zonemgr.model.schema import Property, Resource
 
@@ -105,6 +105,11 @@ class RctlResource:
     name: str
     value: tuple[RctlValue, ...]
 
+    @property
+    def denied(self) -> int | None:
+        """The lowest limit beyond which something is denied; None when its values only watch."""
+        return min((value.limit for value in self.value if value.action == "deny"), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetResource:
@@ -140,6 +145,30 @@ class CappedMemory:
     swap: int | None = None
     locked: int | None = None
     pagesize_policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CappedIo:
+    """Bytes and operations a second on the disk below ``device``."""
+
+    device: str
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CappedHugetlb:
+    pagesize: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    name: str
+    soft: str | None = None
+    hard: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +215,9 @@ CLASSES: Mapping[str, type] = {
     "dedicated-cpu": DedicatedCpu,
     "capped-cpu": CappedCpu,
     "capped-memory": CappedMemory,
+    "capped-io": CappedIo,
+    "capped-hugetlb": CappedHugetlb,
+    "rlimit": Rlimit,
     "security-flags": SecurityFlags,
     "smf-dependency": SmfDependency,
 }
@@ -225,6 +257,9 @@ class Zone:
     max_shm_ids: int | None = None
     max_msg_ids: int | None = None
     max_sem_ids: int | None = None
+    oom_group: bool | None = None
+    oom_score_adj: int | None = None
+    quota: int | None = None
     fs: tuple[FsResource, ...] = ()
     net: tuple[NetResource, ...] = ()
     forward: tuple[ForwardResource, ...] = ()
@@ -232,6 +267,9 @@ class Zone:
     dedicated_cpu: DedicatedCpu | None = None
     capped_cpu: CappedCpu | None = None
     capped_memory: CappedMemory | None = None
+    capped_io: tuple[CappedIo, ...] = ()
+    capped_hugetlb: tuple[CappedHugetlb, ...] = ()
+    rlimit: tuple[Rlimit, ...] = ()
     attr: tuple[AttrResource, ...] = ()
     dataset: tuple[DatasetResource, ...] = ()
     admin: tuple[AdminResource, ...] = ()
@@ -291,7 +329,28 @@ class Zone:
         kinds = [
             kind.name for kind in schema.RESOURCES.values() if not kind.effect and getattr(self, kind.field)
         ]
-        return rows + kinds + self._parts_without_effect() + [f"rctl {control.name}" for control in self.rctl]
+        controls = [f"rctl {control.name}" for control in self.rctl if not _is_held(control)]
+        return rows + kinds + self._parts_without_effect() + controls
+
+    def with_controls(self) -> Zone:
+        """The same zone with what its resource controls deny as properties: of several values the lowest counts."""
+        values: dict[str, Any] = {}
+        for alias in schema.CONTROL_ALIASES:
+            control = next((one for one in self.rctl if one.name == alias.rctl), None)
+            denied = control.denied if control else None
+            if denied is None:
+                continue
+            limit = denied if alias.scale == 1 else denied / alias.scale
+            if alias.resource is None:
+                values[alias.field.replace("-", "_")] = limit
+                continue
+            field = alias.resource.replace("-", "_")
+            present = values.get(field, getattr(self, field))
+            change = {alias.field: limit}
+            values[field] = (
+                dataclasses.replace(present, **change) if present else CLASSES[alias.resource](**change)
+            )
+        return dataclasses.replace(self, **values)
 
     def _parts_without_effect(self) -> list[str]:
         """As ``kind property``: resources that have an effect, with a property that has none yet."""
@@ -310,6 +369,11 @@ class Zone:
 def check_resource(kind: Resource, table: Mapping[str, Any]) -> None:
     """Check one resource by itself, for an editor.  Raises ConfigError."""
     _Reader("", None).resource((), kind, dict(table))
+
+
+def _is_held(control: RctlResource) -> bool:
+    known = {alias.rctl for alias in schema.CONTROL_ALIASES}
+    return control.name in schema.CONTROLS_HELD or (control.name in known and control.denied is not None)
 
 
 def _plain(value: object) -> object:
@@ -482,6 +546,15 @@ def _check_combinations(reader: _Reader, zone: Zone) -> None:
     _check_forwards(reader, zone)
     for index, attribute in enumerate(zone.attr):
         _check_attribute(reader, ("attr", index), attribute)
+    for index, cap in enumerate(zone.capped_io):
+        if cap == CappedIo(cap.device):
+            raise reader.fail(
+                ("capped-io", index),
+                "capped-io: one of its limits must be given ({device})",
+                device=cap.device,
+            )
+    for index, limit in enumerate(zone.rlimit):
+        _check_rlimit(reader, ("rlimit", index), limit)
     _check_cpus(reader, zone)
     _check_security(reader, zone)
     memory = zone.capped_memory
@@ -637,6 +710,13 @@ def _check_security(reader: _Reader, zone: Zone) -> None:
         )
     if "-" in zone.fs_allowed and len(zone.fs_allowed) > 1:
         raise reader.fail(("fs-allowed",), "fs-allowed: '-' is for no file system at all, and stands alone")
+
+
+def _check_rlimit(reader: _Reader, path: Path, limit: Rlimit) -> None:
+    if limit.soft is None and limit.hard is None:
+        raise reader.fail(path, "rlimit: {name}: soft, hard or both must be given", name=limit.name)
+    if limit.soft is not None and limit.hard is not None and rlimits.above(limit.soft, limit.hard):
+        raise reader.fail((*path, "soft"), "rlimit: {name}: soft is more than hard", name=limit.name)
 
 
 def _check_cpus(reader: _Reader, zone: Zone) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,7 @@ from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import network, plan
 from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
 from zonemgr.model.zone import FsResource, NetResource, Zone
+from zonemgr.platform import resources
 from zonemgr.store.instance import Mode
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
@@ -77,8 +79,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     base = 0 if zone.privileged else subject.uid_base
     ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
     if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
-        limits = limits_of(zone)
-        ops += [] if limits.empty else [limits]
+        ops += resources.limits(zone, subject.settings, _project(subject))
     if subject.layers:
         ops.append(plan.Layers(zone.zonepath, subject.layers))
     ops.append(plan.AllowDevices(_devices(subject)))
@@ -87,7 +88,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     if subject.mode is Mode.BOOT:
         if zone.hostid is not None:
             ops.append(plan.HostId(zone.hostid))
-        settings = sysctls_of(zone)
+        settings = resources.sysctls(zone)
         ops += [plan.Sysctls(settings)] if settings else []
         ops += [plan.Loopback(), *_network(subject)]
     ops += _frozen(subject)
@@ -156,42 +157,9 @@ def _frozen(subject: Subject) -> list[plan.Op]:
     return [plan.ReadOnlyRoot(folders)] if folders else []
 
 
-# -- limits -----------------------------------------------------------------------------------------------------
-
-
-def limits_of(zone: Zone) -> plan.SetLimits:
-    """The zone's limits.  max-processes alone becomes ten times as many threads (reference, section 3.1)."""
-    memory = zone.capped_memory
-    pids = zone.max_lwps
-    if pids is None and zone.max_processes is not None:
-        pids = 10 * zone.max_processes
-    return plan.SetLimits(
-        memory_bytes=memory.physical if memory else None,
-        swap_bytes=memory.swap if memory else None,
-        locked_bytes=memory.locked if memory else None,
-        cpus=zone.capped_cpu.ncpus if zone.capped_cpu else None,
-        cpu_shares=zone.cpu_shares,
-        pids=pids,
-        best_effort=zone.best_effort,
-    )
-
-
-def sysctls_of(zone: Zone) -> tuple[str, ...]:
-    """System V limits as settings of the zone's ipc namespace (reference, section 10.2)."""
-    settings = []
-    if zone.max_shm_memory is not None:
-        page = os.sysconf("SC_PAGE_SIZE")
-        settings += [
-            f"kernel/shmmax={zone.max_shm_memory}",
-            f"kernel/shmall={-(-zone.max_shm_memory // page)}",
-        ]
-    if zone.max_shm_ids is not None:
-        settings.append(f"kernel/shmmni={zone.max_shm_ids}")
-    if zone.max_msg_ids is not None:
-        settings.append(f"kernel/msgmni={zone.max_msg_ids}")
-    if zone.max_sem_ids is not None:
-        settings.append(f"kernel/sem=32000 1024000000 500 {zone.max_sem_ids}")
-    return tuple(settings)
+def _project(subject: Subject) -> int:
+    """The zone's id as a project of a file system: its first user id, which no other zone has."""
+    return subject.uid_base or zlib.crc32(subject.uuid.encode())
 
 
 # -- mounts -----------------------------------------------------------------------------------------------------
@@ -225,6 +193,12 @@ def _cgroups_v1(subject: Subject) -> list[tuple[str, plan.Op]]:
     is not safe in the hands of a guest.
     """
     zone_cgroup = ZoneCgroup(detect(), "zonemgr" + subject.layout.suffix, subject.zone.zonename)
+    if not zone_cgroup.hierarchy.v1_mounts:
+        raise PlatformError(
+            "brand '{brand}' needs cgroup v1, which this host does not have"
+            " (boot it with systemd.unified_cgroup_hierarchy=0)",
+            brand=subject.zone.brand,
+        )
     named = zone_cgroup.hierarchy.controllers.get(SYSTEMD)
     tree: list[tuple[str, plan.Op]] = [
         (CGROUP, plan.FileSystem("tmpfs", "tmpfs", CGROUP, ("nosuid", "nodev", "noexec", "mode=755")))

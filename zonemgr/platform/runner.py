@@ -18,7 +18,7 @@ from zonemgr.errors import PlatformError, ZoneError
 from zonemgr.linux import mounts, namespaces
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
-from zonemgr.platform import devices, filesystems, firewall, furnishing, mounting, network
+from zonemgr.platform import devices, filesystems, firewall, furnishing, limits, mounting, network
 from zonemgr.platform.stage import Stage
 from zonemgr.store.ledger import Ledger
 
@@ -36,20 +36,7 @@ _FLAGS = {
 
 def _make_cgroup(_op: plan.MakeCgroup, stage: Stage) -> None:
     stage.cgroup.create()
-
-
-def _set_limits(op: plan.SetLimits, stage: Stage) -> None:
-    from zonemgr.linux.cgroup import Limits
-
-    limits = Limits(
-        memory_bytes=op.memory_bytes,
-        swap_bytes=op.swap_bytes,
-        cpus=op.cpus,
-        cpu_shares=op.cpu_shares,
-        pids=op.pids,
-    )
-    for applied in stage.cgroup.apply(limits, best_effort=op.best_effort):
-        stage.applied_limits.append((applied.name, applied.wanted, applied.effective))
+    limits.keep_off_others(stage.cgroup)
 
 
 def _start_zsched(op: plan.StartZsched, stage: Stage) -> None:
@@ -65,12 +52,24 @@ def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
         proc_fd = mounts.make_filesystem("proc", {}, attributes=0)
         for setting in op.settings:
             name, _, value = setting.partition("=")
-            descriptor = os.open(f"sys/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
-            os.write(descriptor, value.encode())
-            os.close(descriptor)
+            try:
+                _write_setting(proc_fd, name, value)
+            except PermissionError:
+                # Newer kernels let nobody set an ipc namespace but the root of its own user namespace.
+                os.seteuid(stage.uid_base)
+                _write_setting(proc_fd, name, value)
+                os.seteuid(0)
 
     with inside(stage):
         filesystems.in_pid_namespace(stage.born.init_pid, act)
+
+
+def _write_setting(proc_fd: int, name: str, value: str) -> None:
+    descriptor = os.open(f"sys/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _seal(_op: plan.Seal, stage: Stage) -> None:
@@ -85,7 +84,10 @@ def _seal(_op: plan.Seal, stage: Stage) -> None:
 
 _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.MakeCgroup: _make_cgroup,
-    plan.SetLimits: _set_limits,
+    plan.SetLimits: limits.set_limits,
+    plan.DedicateCpus: limits.dedicate_cpus,
+    plan.SetProcessLimits: limits.set_process_limits,
+    plan.SetQuota: limits.set_quota,
     plan.StartZsched: _start_zsched,
     plan.AllowDevices: devices.allow,
     plan.Sysctls: _sysctls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zonemgr.store.paths import Layout
 
@@ -23,6 +23,20 @@ class Born:
     m0_fd: int
     net_fd: int
     user_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedLimit:
+    """A limit as the configuration has it (None: a default), as the kernel holds it, and why it does not if so."""
+
+    name: str
+    configured: Any
+    effective: Any
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        table = {"name": self.name, "configured": self.configured, "effective": self.effective}
+        return {**table, "problem": self.problem} if self.problem else table
 
 
 @dataclass
@@ -44,13 +58,19 @@ class Stage:
     shifted: bool = False  # the root's ids on disk are the zone's: it is mounted without a map
     root_fd: int = -1
     _born: Born | None = None
-    applied_limits: list[tuple[str, object, object]] = field(default_factory=list)
+    limits: dict[str, AppliedLimit] = field(default_factory=dict)
+    rlimits: dict[str, str] = field(default_factory=dict)  # name -> "soft:hard"
+    oom_score_adj: int | None = None
 
     @property
     def born(self) -> Born:
         """What zsched made; an op that needs it before it exists is a bug of the plan."""
         assert self._born is not None
         return self._born
+
+    def applied(self, limit: AppliedLimit) -> None:
+        """Note what became of a limit, for the zone's record; a later one of the same name replaces it."""
+        self.limits[limit.name] = limit
 
     def set_born(self, born: Born) -> None:
         self._born = born

@@ -19,6 +19,7 @@ from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
 from zonemgr.platform import firewall
+from zonemgr.platform.limits import release_cpus
 from zonemgr.platform.network import moved_links
 from zonemgr.store import claims
 from zonemgr.store.files import read_json
@@ -35,6 +36,7 @@ class Remains:
     layout: Layout
     zonename: str
     net_fd: int | None = None
+    rebooting: bool = False  # the zone comes back at once: what it has of the host's is kept for it
 
     @property
     def cgroup(self) -> ZoneCgroup:
@@ -104,6 +106,11 @@ def _cgroup(_op: plan.MakeCgroup, remains: Remains) -> None:
     remains.cgroup.remove_platform()
 
 
+def _dedicated_cpus(_op: plan.DedicateCpus, remains: Remains) -> None:
+    if not remains.rebooting:
+        release_cpus(remains.cgroup.hierarchy, remains.cgroup)
+
+
 _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.Claim: _claim,
     **dict.fromkeys(plan.FILTERS, _filter),
@@ -113,6 +120,7 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.Bandwidth: _bandwidth,
     plan.MoveLink: _move_link,
     plan.MakeCgroup: _cgroup,
+    plan.DedicateCpus: _dedicated_cpus,
 }
 
 

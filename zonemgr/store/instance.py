@@ -87,7 +87,9 @@ class Instance:
     brand: str = ""
     ip_type: str = "exclusive"
     no_new_privs: bool = False
-    locked_bytes: int | None = None  # RLIMIT_MEMLOCK of each process (capped-memory locked)
+    rlimits: tuple[str, ...] = ()  # "nofile=1024:524288": what each process begins with
+    oom_score_adj: int | None = None  # likewise
+    limits: tuple[dict[str, Any], ...] = ()  # each limit as configured and as the kernel holds it
     halted_by: str = ""  # why the teardown began, for the successor that finishes it
     booted_s: float = 0.0  # CLOCK_MONOTONIC of the last boot, for the brake on reboot loops
     quick_reboots: int = 0  # reboots in a row that came too soon after their boot

@@ -42,6 +42,7 @@ class Settings:
     shutdown_s: int = 60
     default_brand: str = "native"
     launcher_idle_s: int = 600  # the launcher leaves when nobody has come for so long; 0: none is started
+    default_max_lwps: int | None = None  # of a zone that names neither max-lwps nor max-processes
 
 
 CHECKS: Final[Mapping[str, Check]] = {
@@ -57,6 +58,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "shutdown-s": _SECONDS,
     "default-brand": checks.brand_name,
     "launcher-idle-s": checks.number_from(0, 7 * 86400),
+    "default-max-lwps": checks.number_from(100),
 }
 
 

@@ -140,7 +140,6 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         label=zone.label if brand.mandatory_label else "",
         brand=brand.name,
         ip_type=zone.ip_type,
-        locked_bytes=zone.capped_memory.locked if zone.capped_memory and mode is Mode.BOOT else None,
         quick_reboots=transition.quick_reboots,
     )
 
@@ -182,7 +181,7 @@ class _Builder:
                 listener=listener,
                 creator=theirs,
                 payload_fd=payload_fd,
-                privileged=instance.privileged,
+                owner=None if instance.privileged else instance.uid_base,
                 successor=self.transition.successor,
             )
         packets.close_all([manager_fd, payload_fd, zsched_fd])
@@ -228,7 +227,16 @@ class _Builder:
     def commit(self) -> None:
         """All ops worked: record it, and let zsched live on without this worker."""
         assert self.anchor is not None
-        self.instance = instances.write(self.transition.layout, self.instance.but(phase=Phase.READY))
+        stage = self.stage
+        self.instance = instances.write(
+            self.transition.layout,
+            self.instance.but(
+                phase=Phase.READY,
+                limits=tuple(limit.to_json() for limit in stage.limits.values()),
+                rlimits=tuple(f"{name}={pair}" for name, pair in stage.rlimits.items()),
+                oom_score_adj=stage.oom_score_adj,
+            ),
+        )
         self.anchor.commit()
         self.transition.console_ready()
 

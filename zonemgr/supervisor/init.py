@@ -58,7 +58,7 @@ def boot_message(program: InitProgram, instance: Instance, uuid: str) -> dict[st
         "capabilities": list(instance.capabilities),
         "no_new_privs": instance.no_new_privs,
         "personality": instance.personality,
-        "locked_bytes": instance.locked_bytes,
+        "rlimits": list(instance.rlimits),
         "label": instance.label,
         "label_module": str(labels.active() or "") if instance.label else "",
     }

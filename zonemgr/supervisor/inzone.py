@@ -60,7 +60,8 @@ def run(
             cgroup_fd=payload_fd,
             join_cgroups=lambda pid: _join(instance, pid),
             die_with_parent=True,
-            locked_bytes=instance.locked_bytes,
+            rlimits=instance.rlimits,
+            oom_score_adj=instance.oom_score_adj,
         )
     finally:
         for descriptor in (init_fd, payload_fd, null_fd, write_fd):

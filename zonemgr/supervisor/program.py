@@ -137,6 +137,7 @@ def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         process.set_name("zone-supervisor")
         process.set_title(f"zone-supervisor {zonename}")
+        process.set_oom_score_adj(process.OOM_PROTECTED)
         supervisors.leave_v1()
         status = _supervise(layout, zonename, starter)
     except Exception as error:  # noqa: BLE001 - the last one who can tell anybody

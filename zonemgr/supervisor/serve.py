@@ -28,7 +28,7 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
-from zonemgr.supervisor import log
+from zonemgr.supervisor import flight, log
 from zonemgr.supervisor import worker as workers
 from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.door import Door
@@ -170,7 +170,10 @@ class Supervisor:
         instance = instances.read(self.layout, self.zonename)
         if instance is None or instance.phase is Phase.HALTING:
             return  # our own halt killed it, or finds it dead
-        events.publish_best_effort(self.layout, {"type": "init", "zonename": self.zonename, "ended": text})
+        record = flight.of(instance, text)
+        events.publish_best_effort(self.layout, {"type": "init", "zonename": self.zonename, **record})
+        if "oom_kills" in record:
+            log.error(message("init {why}", why=record["ended"]))
         fate = _fate(instance.restart, how, killed or ended["status"] != 0)
         if self.shutting is not None and how != "reboot":
             fate = "halt"  # it was told to end

@@ -114,8 +114,8 @@ def _boot(head: dict[str, Any], fds: list[int], tail: bytes, channel: socket.soc
     with _Stage("keyring"):
         process.new_session_keyring("zone")
     with _Stage("limits"):
-        if head.get("locked_bytes") is not None:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (head["locked_bytes"],) * 2)
+        for number, pair in process.rlimits(head.get("rlimits", ())):
+            resource.setrlimit(number, pair)
     with _Stage("capabilities"):
         caps.drop_bounding(frozenset(head["capabilities"]))
     if head.get("personality"):

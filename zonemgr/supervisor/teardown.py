@@ -32,7 +32,7 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
     zone shutting_down or down, where halt may be tried again."""
     statehooks.pre(transition, transition.state, Command.HALT)
     try:
-        if not teardown(transition):
+        if not teardown(transition, rebooting=rebooting):
             raise PlatformError("unable to get zoneid")
     except Exception as error:
         if not transition.recovering:
@@ -45,7 +45,7 @@ def halt(transition: Transition, *, rebooting: bool = False) -> None:
     statehooks.post(transition, transition.state, Command.HALT)
 
 
-def teardown(transition: Transition) -> bool:
+def teardown(transition: Transition, *, rebooting: bool = False) -> bool:
     """vplat_teardown, in the reference's order (3.5).  Every part may be run again; the first real obstacle
     ends it.  False when there was nothing to tear down.
     """
@@ -61,7 +61,7 @@ def teardown(transition: Transition) -> bool:
             transition.publish(old or State.READY, State.SHUTTING_DOWN, instance.zone_id)
         _kill_all(transition, instance)
         statehooks.run(transition, "halt", transition.brand.halt)
-    take_back(transition, ledger)
+    take_back(transition, ledger, rebooting=rebooting)
     transition.publish(State.SHUTTING_DOWN, State.INSTALLED, instance.zone_id if instance else None)
     return True
 
@@ -108,8 +108,11 @@ def _kill_init(instance: Instance) -> None:
         os.close(init_fd)
 
 
-def take_back(transition: Transition, ledger: Ledger) -> None:
-    """Network first, while zsched holds the namespace; then file systems and zsched; then everything else."""
+def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False) -> None:
+    """Network first, while zsched holds the namespace; then file systems and zsched; then everything else.
+
+    ``rebooting``: what the zone will have again at once, CPUs of its own, is kept for it (reference 3.5, step 9).
+    """
     layout, zonename = transition.layout, transition.zonename
     cgroup = transition.cgroup
     cgroup.kill(Part.PAYLOAD)
@@ -131,7 +134,7 @@ def take_back(transition: Transition, ledger: Ledger) -> None:
         cgroup.kill(Part.MANAGER)
         cgroup.wait_empty(Part.MANAGER, 10.0)
         cgroup.wait_empty(Part.PAYLOAD, 10.0)
-        failures = undo.everything(ledger, undo.Remains(layout, zonename))
+        failures = undo.everything(ledger, undo.Remains(layout, zonename, rebooting=rebooting))
     if failures:
         first = failures[0]
         for other in failures[1:]:

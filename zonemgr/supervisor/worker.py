@@ -98,6 +98,7 @@ def _be_worker(
         process.set_pdeathsig(signal.SIGKILL, supervisor_pid)
         process.set_name("zone-worker")
         process.set_title(f"zone-worker {transition.zonename} {transition.command.value}")
+        process.set_oom_score_adj(0)  # hooks are not what the supervisor is protected for
         signal.set_wakeup_fd(-1)
         drop()
         process.close_fds([0, 1, 2, sock.fileno()])

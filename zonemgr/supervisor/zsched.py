@@ -30,7 +30,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from zonemgr.linux import mounts, namespaces, process
+from zonemgr.linux import caps, mounts, namespaces, process
 from zonemgr.supervisor import stub
 from zonemgr.wire import packets, peers
 
@@ -62,19 +62,22 @@ class Zsched:
 
     # -- birth ----------------------------------------------------------------------------------------------
 
-    def give_birth(self, payload_fd: int, privileged: bool) -> None:
+    def give_birth(self, payload_fd: int, owner: int | None) -> None:
         """Make M0 with host credentials, then process 1 in all other namespaces, born into the zone's cgroup.
 
         The order is what keeps the host safe: M0 belongs to the host's user namespace, so what the worker
-        mounts there reaches the zone locked.
+        mounts there reaches the zone locked.  ``owner``: the zone's first user id, to which its user namespace belongs;
+        None for a zone without one.
         """
         home_fd = namespaces.open_ns("self", "mnt")
         namespaces.unshare(namespaces.NEWNS)
         mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
         self.held["m0"] = namespaces.open_ns("self", "mnt")
         ours, theirs = packets.pair()
-        flags = _NAMESPACES if privileged else _NAMESPACES | namespaces.NEWUSER
-        pid, init_fd = process.clone3(flags, cgroup_fd=payload_fd)
+        if owner is None:
+            pid, init_fd = process.clone3(_NAMESPACES, cgroup_fd=payload_fd)
+        else:
+            pid, init_fd = _clone_as(owner, _NAMESPACES | namespaces.NEWUSER, payload_fd)
         if pid == 0:
             _be_stub(theirs)
         theirs.close()
@@ -275,6 +278,21 @@ class Zsched:
         os.waitpid(pid, 0)
 
 
+def _clone_as(owner: int, flags: int, payload_fd: int) -> tuple[int, int]:
+    """As clone3, with the new user namespace belonging to this user of the host.
+
+    The kernel counts what a namespace's users have (inotify instances, namespaces) against its owner too: all zones
+    would share what the host's root may have, and one could use it up for the host.
+    """
+    os.seteuid(owner)
+    caps.raise_permitted()  # the change took what was effective; what is permitted stays with the real user, root
+    pid, init_fd = process.clone3(flags, cgroup_fd=payload_fd)
+    if pid:
+        os.seteuid(0)
+        process.set_dumpable(False)  # each change of ids has reset it
+    return pid, init_fd
+
+
 def _be_stub(channel: socket.socket) -> None:
     """The child's side of the birth: never returns into the parent's code."""
     try:
@@ -290,7 +308,7 @@ def main(
     listener: socket.socket,
     creator: socket.socket,
     payload_fd: int,
-    privileged: bool,
+    owner: int | None,
     successor: Sequence[str],
 ) -> None:
     """Be zsched.  Called in a fresh fork; never returns.  What fails before the loop is told to the creator."""
@@ -301,13 +319,15 @@ def main(
         process.set_title(f"zsched {zonename}")
         process.set_pdeathsig(0)
         process.set_dumpable(False)
+        process.set_oom_score_adj(process.OOM_PROTECTED)
+        process.raise_rlimits()
         process.close_fds([listener.fileno(), creator.fileno(), payload_fd])
         process.stdio_to_null()
         process.reset_signals()
         os.chdir("/")
         zsched = Zsched(generation=generation, listener=listener, creator=creator, successor=successor)
         try:
-            zsched.give_birth(payload_fd, privileged)
+            zsched.give_birth(payload_fd, owner)
         except OSError as error:
             packets.send(creator, {"stage": "namespaces", "errno": error.errno or 0, "text": str(error)})
             return

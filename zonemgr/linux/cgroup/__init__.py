@@ -4,14 +4,26 @@ One cgroup2 tree always carries membership (``manager``, ``work``, ``payload``);
 the host has the controller: on cgroup2, or on a v1 hierarchy of a hybrid host.
 
 Deliberately not here: what a zone's limits *are* (model), the device allow list (BPF), and systemd's scopes.
-Nothing heavy is loaded by importing this package: cgroupspy comes in with the first limit or statistic.
+Nothing heavy is loaded by importing this package: cgroupspy comes in with the first limit.
 """
 
 from __future__ import annotations
 
 from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, Kind, detect
-from zonemgr.linux.cgroup.limits import Applied, Limits, Statistics
+from zonemgr.linux.cgroup.limits import Applied, Limits, Throttle
+from zonemgr.linux.cgroup.usage import Usage
 from zonemgr.linux.cgroup.zone import Part, ZoneCgroup
 
-__all__ = ["Applied", "Hierarchy", "Kind", "Limits", "Part", "Statistics", "ZoneCgroup", "detect", "entry_fd"]
+__all__ = [
+    "Applied",
+    "Hierarchy",
+    "Kind",
+    "Limits",
+    "Part",
+    "Throttle",
+    "Usage",
+    "ZoneCgroup",
+    "detect",
+    "entry_fd",
+]

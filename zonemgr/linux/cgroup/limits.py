@@ -7,16 +7,36 @@ a zone may ask for (model).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from zonemgr.errors import PlatformError
 
 if TYPE_CHECKING:
     from zonemgr.linux.cgroup.zone import ZoneCgroup
 
-Value = float | frozenset[int] | None
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The most a zone may read from and write to one disk (``device``: "major:minor"); None is no limit."""
+
+    device: str
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+    def __str__(self) -> str:
+        given = ((name, getattr(self, name)) for name in THROTTLES)
+        words = (f"{name.replace('_', '-')}={value}" for name, value in given if value is not None)
+        return " ".join((self.device, *words))
+
+
+THROTTLES: Final = ("read_bps", "write_bps", "read_iops", "write_iops")
+
+HugePages = tuple[int, int]  # size of a page, the most bytes in pages of that size
+Value = float | frozenset[int] | frozenset[Throttle] | frozenset[HugePages] | None
 
 # A weight of 100 is what every folder has that nobody gave one (Documentation/admin-guide/cgroup-v2.rst).
 WEIGHT_MINIMUM, WEIGHT_MAXIMUM = 1, 10000
@@ -29,7 +49,8 @@ class Limits:
 
     ``swap_bytes`` has the Solaris meaning: memory and swap together.  ``cpus`` counts processors (1.5 is one and a
     half), ``cpu_shares`` is relative to other zones (100 is the weight of a zone that names none), ``pids`` counts
-    threads, ``cpu_ids`` holds the zone to these processors.
+    threads, ``cpu_ids`` holds the zone to these processors, ``io_weight`` is relative to other zones as ``cpu_shares``
+    is.  ``oom_group``: who exceeds the memory limit takes all of the zone with it.
     """
 
     memory_bytes: int | None = None
@@ -38,6 +59,10 @@ class Limits:
     cpu_shares: int | None = None
     pids: int | None = None
     cpu_ids: frozenset[int] | None = None
+    io_weight: int | None = None
+    io_throttles: frozenset[Throttle] | None = None
+    huge_pages: frozenset[HugePages] | None = None
+    oom_group: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +73,6 @@ class Applied:
     wanted: Value
     effective: Value
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a zone uses now.  None: this host does not count it."""
-
-    cpu_us: int | None = None
-    user_us: int | None = None
-    system_us: int | None = None
-    memory_bytes: int | None = None
-    memory_peak_bytes: int | None = None
-    swap_bytes: int | None = None
-    pids: int | None = None
-    oom_kills: int | None = None
 
 
 class Writer(Protocol):
@@ -79,6 +90,14 @@ class Writer(Protocol):
 
     def cpu_ids(self, wanted: frozenset[int] | None) -> frozenset[int] | None: ...
 
+    def io_weight(self, wanted: int | None) -> int | None: ...
+
+    def io_throttles(self, wanted: frozenset[Throttle]) -> frozenset[Throttle]: ...
+
+    def huge_pages(self, wanted: frozenset[HugePages]) -> frozenset[HugePages]: ...
+
+    def oom_group(self, wanted: bool) -> bool: ...
+
 
 def _equal(wanted: Value, effective: Value) -> bool:
     return wanted == effective
@@ -94,6 +113,14 @@ def _nearly(wanted: Value, effective: Value) -> bool:
     if not isinstance(wanted, (int, float)) or not isinstance(effective, (int, float)):
         return wanted == effective
     return abs(wanted - effective) < 0.01
+
+
+def _page_by_page(wanted: Value, effective: Value) -> bool:
+    """The kernel holds whole huge pages."""
+    if not isinstance(wanted, frozenset) or not isinstance(effective, frozenset):
+        return wanted == effective
+    pages = [item for item in wanted if isinstance(item, tuple)]
+    return frozenset((size, limit // size * size) for size, limit in pages) == effective
 
 
 def _clamped(wanted: Value, effective: Value) -> bool:
@@ -163,15 +190,44 @@ TABLE = (
         lambda to, limits: to.cpu_ids(limits.cpu_ids),
         _equal,
     ),
+    Row(
+        "zfs-io-priority",
+        "io",
+        lambda limits: limits.io_weight,
+        lambda to, limits: to.io_weight(limits.io_weight),
+        _clamped,
+    ),
+    Row(
+        "capped-io",
+        "io",
+        lambda limits: limits.io_throttles,
+        lambda to, limits: to.io_throttles(limits.io_throttles or frozenset()) or None,
+        _equal,
+    ),
+    Row(
+        "capped-hugetlb",
+        "hugetlb",
+        lambda limits: limits.huge_pages,
+        lambda to, limits: to.huge_pages(limits.huge_pages or frozenset()) or None,
+        _page_by_page,
+    ),
+    Row(
+        "oom-group",
+        "memory",
+        lambda limits: limits.oom_group or None,
+        lambda to, limits: to.oom_group(bool(limits.oom_group)) or None,
+        _equal,
+    ),
 )
 
 
-def apply(zone: ZoneCgroup, limits: Limits, *, best_effort: bool, clear: bool) -> list[Applied]:
+def apply(
+    zone: ZoneCgroup, limits: Limits, *, best_effort: bool, clear: bool, optional: frozenset[str]
+) -> list[Applied]:
     """See ZoneCgroup.apply."""
     rows = [row for row in TABLE if clear or row.value(limits) is not None]
-    return [
-        done for row in rows if (done := _apply_one(zone, row, limits, best_effort=best_effort)) is not None
-    ]
+    done = (_apply_one(zone, row, limits, best_effort=best_effort or row.name in optional) for row in rows)
+    return [applied for applied in done if applied is not None]
 
 
 def _apply_one(zone: ZoneCgroup, row: Row, limits: Limits, *, best_effort: bool) -> Applied | None:
@@ -179,20 +235,18 @@ def _apply_one(zone: ZoneCgroup, row: Row, limits: Limits, *, best_effort: bool)
     effective: Value = None
     try:
         effective = row.write(writer(zone, row.controller), limits)
-        problem = "" if row.holds(wanted, effective) else f"the kernel made it {_shown(effective)}"
+        problem = "" if row.holds(wanted, effective) else f"the kernel made it {shown(effective)}"
     except OSError as error:
         problem = f"{error.filename or row.controller}: {error.strerror}"
-        if wanted is None:
-            return None  # nothing was asked for, and what the host cannot limit needs no lifting
     except NoController as error:
         problem = str(error)
-        if wanted is None:
-            return None
+    if problem and wanted is None:
+        return None  # nothing was asked for, and what the host cannot limit needs no lifting
     if problem and not best_effort:
         raise PlatformError(
             "cannot apply the limit {name}={wanted}: {problem}",
             name=row.name,
-            wanted=_shown(wanted),
+            wanted=shown(wanted),
             problem=problem,
         )
     return Applied(row.name, wanted, effective, problem)
@@ -202,12 +256,17 @@ class NoController(Exception):
     """This host has no home for the controller; the text says why."""
 
 
+# What v1 calls a controller that cgroup2 gave another name.
+V1_NAMES: Final = {"io": "blkio"}
+
+
 def writer(zone: ZoneCgroup, controller: str) -> Writer:
     """The zone's folder that has the controller: its v1 mount if there is one, else payload on cgroup2."""
-    if controller in zone.hierarchy.controllers:
+    name = V1_NAMES.get(controller, controller)
+    if name in zone.hierarchy.controllers:
         from zonemgr.linux.cgroup import v1
 
-        return v1.Folder(zone.hierarchy.controllers[controller] / zone.base / zone.name)
+        return v1.Folder(zone.hierarchy.controllers[name] / zone.base / zone.name)
     from zonemgr.linux.cgroup import v2
 
     try:
@@ -221,20 +280,24 @@ def writer(zone: ZoneCgroup, controller: str) -> Writer:
     return v2.Folder(zone.part_path("payload"))
 
 
-def _shown(value: Value) -> str:
+def shown(value: Value) -> str:
+    """A value for a message."""
     if value is None:
         return "unlimited"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, frozenset):
-        return ",".join(map(str, sorted(value)))
+        words = (f"{item[0]}:{item[1]}" if isinstance(item, tuple) else str(item) for item in _sorted(value))
+        return ",".join(words)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def statistics(zone: ZoneCgroup) -> Statistics:
-    """See ZoneCgroup.statistics."""
-    from zonemgr.linux.cgroup import v1, v2
+def _sorted(values: Iterable[Any]) -> list[Any]:
+    return sorted(values, key=lambda value: value if isinstance(value, (int, tuple)) else str(value))
 
-    counted = v2.statistics(zone.part_path("payload"))
-    for controller, counts in v1.STATISTICS.items():
-        if controller in zone.hierarchy.controllers:
-            counted |= counts(zone.hierarchy.controllers[controller] / zone.base / zone.name)
-    return Statistics(**counted)
+
+def plain(value: Value) -> Any:
+    """A value for JSON."""
+    if isinstance(value, frozenset):
+        return [str(item) if isinstance(item, Throttle) else item for item in _sorted(value)]
+    return value

@@ -1,4 +1,4 @@
-"""The folders of v1 hierarchies, driven through cgroupspy's node and controllers; pids and freezer are added here.
+"""The folders of v1 hierarchies, driven through cgroupspy's node and controllers; what it lacks is added here.
 
 Deliberately not here: cgroupspy's Tree and its membership writes (one node is opened by its path, and a process
 joins through ``tasks``, see hierarchy.py).
@@ -7,29 +7,24 @@ joins through ``tasks``, see hierarchy.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cgroupspy.controllers import (  # type: ignore[import-untyped]
+    BlkIOController,
     Controller,
-    CpuAcctController,
     CpuController,
     CpuSetController,
     MemoryController,
 )
-from cgroupspy.interfaces import BaseFileInterface, IntegerFile  # type: ignore[import-untyped]
+from cgroupspy.interfaces import BaseFileInterface  # type: ignore[import-untyped]
 from cgroupspy.nodes import Node  # type: ignore[import-untyped]
 
-from zonemgr.linux.cgroup.limits import PERIOD_US, clamp
-from zonemgr.linux.cgroup.v2 import ExactWrites, MaxFile, quota_us, readings
+from zonemgr.linux.cgroup.limits import PERIOD_US, THROTTLES, HugePages, NoController, Throttle, clamp
+from zonemgr.linux.cgroup.v2 import ExactWrites, MaxFile, WeightFile, quota_us, set_huge_pages
 
 # "No limit" reads back as the largest number of pages; nothing that anybody asks for comes near.
 _NO_LIMIT = 1 << 60
-
-
-class StateFile(BaseFileInterface):  # type: ignore[misc]
-    """One word of text."""
 
 
 class Memory(ExactWrites, MemoryController):  # type: ignore[misc]
@@ -44,21 +39,34 @@ class CpuSet(ExactWrites, CpuSetController):  # type: ignore[misc]
     """cpuset.*"""
 
 
-class CpuAcct(ExactWrites, CpuAcctController):  # type: ignore[misc]
-    """cpuacct.*"""
+class ThrottleFile(BaseFileInterface):  # type: ignore[misc]
+    """``8:0 1048576``, a line a device; one line is written at a time, and 0 lifts it."""
+
+    def sanitize_get(self, value: str) -> dict[str, int]:
+        return {device: int(limit) for device, limit in (line.split() for line in value.splitlines())}
+
+    def sanitize_set(self, value: tuple[str, int | None]) -> str:
+        return f"{value[0]} {value[1] or 0}"
+
+
+class BlkIO(ExactWrites, BlkIOController):  # type: ignore[misc]
+    """blkio.*; two of cgroupspy's own throttle files have a blank in their names."""
+
+    read_bps = ThrottleFile("blkio.throttle.read_bps_device")
+    write_bps = ThrottleFile("blkio.throttle.write_bps_device")
+    read_iops = ThrottleFile("blkio.throttle.read_iops_device")
+    write_iops = ThrottleFile("blkio.throttle.write_iops_device")
+    bfq_weight = WeightFile("blkio.bfq.weight")
+
+
+class HugeTlb(ExactWrites, Controller):  # type: ignore[misc]
+    """hugetlb.*, which cgroupspy does not know; the files are named after the sizes of the host's pages."""
 
 
 class Pids(ExactWrites, Controller):  # type: ignore[misc]
     """pids.*, which cgroupspy does not know."""
 
     max = MaxFile("pids.max")
-    current = IntegerFile("pids.current", readonly=True)
-
-
-class Freezer(ExactWrites, Controller):  # type: ignore[misc]
-    """freezer.*, which cgroupspy does not know."""
-
-    state = StateFile("freezer.state")
 
 
 class ZoneNode(Node):  # type: ignore[misc]
@@ -68,9 +76,9 @@ class ZoneNode(Node):  # type: ignore[misc]
         b"memory": Memory,
         b"cpu": Cpu,
         b"cpuset": CpuSet,
-        b"cpuacct": CpuAcct,
         b"pids": Pids,
-        b"freezer": Freezer,
+        b"blkio": BlkIO,
+        b"hugetlb": HugeTlb,
     }
 
     def __init__(self, controller: str, folder: Path) -> None:
@@ -136,6 +144,33 @@ class Folder:
         files.cpus = wanted or open_controller("cpuset", self._folder.parent).cpus
         return frozenset(files.cpus) if wanted else None
 
+    def io_weight(self, wanted: int | None) -> int | None:
+        """Only BFQ shares a disk by weight here; its weights end at 1000."""
+        files = open_controller("blkio", self._folder)
+        files.bfq_weight = 100 if wanted is None else min(clamp(wanted), 1000)
+        value: int = files.bfq_weight
+        return value
+
+    def io_throttles(self, wanted: frozenset[Throttle]) -> frozenset[Throttle]:
+        files = open_controller("blkio", self._folder)
+        for name in THROTTLES:
+            lifted = dict.fromkeys(getattr(files, name))
+            for device, limit in {**lifted, **{one.device: getattr(one, name) for one in wanted}}.items():
+                setattr(files, name, (device, limit))
+        held = {name: getattr(files, name) for name in THROTTLES}
+        devices = {device for limits in held.values() for device in limits}
+        return frozenset(
+            Throttle(device, *(held[name].get(device) for name in THROTTLES)) for device in devices
+        )
+
+    def huge_pages(self, wanted: frozenset[HugePages]) -> frozenset[HugePages]:
+        return set_huge_pages(open_controller("hugetlb", self._folder), "hugetlb.{}.limit_in_bytes", wanted)
+
+    def oom_group(self, wanted: bool) -> bool:
+        if wanted:
+            raise NoController("the memory controller of cgroup v1 ends single processes only")
+        return False
+
 
 def _limit(value: int | None) -> int | None:
     return None if value is None or value > _NO_LIMIT else value
@@ -150,27 +185,3 @@ def _memsw(files: Any) -> int | None:
 
 def _above(wanted: int | None, present: int | None) -> bool:
     return present is not None and (wanted is None or wanted > present)
-
-
-def _memory_statistics(folder: Path) -> dict[str, int]:
-    files = open_controller("memory", folder)
-    return readings(
-        {
-            "memory_bytes": lambda: files.usage_in_bytes,
-            "memory_peak_bytes": lambda: files.max_usage_in_bytes,
-            "swap_bytes": lambda: max(0, files.memsw_usage_in_bytes - files.usage_in_bytes),
-            "oom_kills": lambda: files.oom_control["oom_kill"],
-        }
-    )
-
-
-def _pids_statistics(folder: Path) -> dict[str, int]:
-    files = open_controller("pids", folder)
-    return readings({"pids": lambda: files.current})
-
-
-# Processor time is counted on cgroup2 whichever controllers it has.
-STATISTICS: dict[str, Callable[[Path], dict[str, int]]] = {
-    "memory": _memory_statistics,
-    "pids": _pids_statistics,
-}

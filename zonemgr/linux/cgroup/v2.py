@@ -14,12 +14,11 @@ from cgroupspy.controllers import Controller  # type: ignore[import-untyped]
 from cgroupspy.interfaces import (  # type: ignore[import-untyped]
     BaseFileInterface,
     CommaDashSetFile,
-    DictFile,
     IntegerFile,
 )
 
 from zonemgr.linux.cgroup.hierarchy import write_file
-from zonemgr.linux.cgroup.limits import PERIOD_US, clamp
+from zonemgr.linux.cgroup.limits import PERIOD_US, THROTTLES, HugePages, Throttle, clamp
 
 
 class MaxFile(BaseFileInterface):  # type: ignore[misc]
@@ -48,6 +47,45 @@ def quota_us(cpus: float) -> int:
     return max(1000, round(cpus * PERIOD_US))
 
 
+class TextFile(BaseFileInterface):  # type: ignore[misc]
+    """One line of text."""
+
+
+class WeightFile(BaseFileInterface):  # type: ignore[misc]
+    """``default 100``, with a line for each device that differs; kernels also show the bare number."""
+
+    def sanitize_get(self, value: str) -> int:
+        return int(value.splitlines()[0].removeprefix("default "))
+
+    def sanitize_set(self, value: int) -> str:
+        return str(value)
+
+
+# The keys of io.max, in the order of THROTTLES.
+IO_MAX_KEYS = ("rbps", "wbps", "riops", "wiops")
+
+
+class IoMaxFile(BaseFileInterface):  # type: ignore[misc]
+    """``8:0 rbps=max wbps=1048576 riops=max wiops=max``, a line a device; one line is written at a time."""
+
+    def sanitize_get(self, value: str) -> frozenset[Throttle]:
+        return frozenset(self._throttle(line) for line in value.splitlines() if line.strip())
+
+    def _throttle(self, line: str) -> Throttle:
+        device, *words = line.split()
+        given = dict(word.split("=") for word in words)
+        values = (given.get(key, "max") for key in IO_MAX_KEYS)
+        return Throttle(device, *(None if value == "max" else int(value) for value in values))
+
+    def sanitize_set(self, value: Throttle) -> str:
+        values = (getattr(value, name) for name in THROTTLES)
+        words = (
+            f"{key}={'max' if limit is None else limit}"
+            for key, limit in zip(IO_MAX_KEYS, values, strict=True)
+        )
+        return " ".join((value.device, *words))
+
+
 class ExactWrites:
     """Replaces cgroupspy's ``open(path, "w")``: its O_CREAT turns a missing file into "permission denied"."""
 
@@ -59,17 +97,17 @@ class Payload(ExactWrites, Controller):  # type: ignore[misc]
     """The files of a cgroup2 folder that zonemgr reads or writes."""
 
     memory_max = MaxFile("memory.max")
-    memory_current = IntegerFile("memory.current", readonly=True)
-    memory_peak = IntegerFile("memory.peak", readonly=True)
-    memory_events = DictFile("memory.events", readonly=True)
+    memory_oom_group = IntegerFile("memory.oom.group")
     swap_max = MaxFile("memory.swap.max")
-    swap_current = IntegerFile("memory.swap.current", readonly=True)
     cpu_max = QuotaFile("cpu.max")
     cpu_weight = IntegerFile("cpu.weight")
-    cpu_stat = DictFile("cpu.stat", readonly=True)
     pids_max = MaxFile("pids.max")
-    pids_current = IntegerFile("pids.current", readonly=True)
     cpuset_cpus = CommaDashSetFile("cpuset.cpus")
+    cpuset_exclusive = CommaDashSetFile("cpuset.cpus.exclusive")
+    cpuset_partition = TextFile("cpuset.cpus.partition")
+    io_max = IoMaxFile("io.max")
+    io_weight = WeightFile("io.weight")
+    io_bfq_weight = WeightFile("io.bfq.weight")
 
     def __init__(self, folder: Path) -> None:
         self.full_path = os.fsencode(folder)
@@ -120,29 +158,49 @@ class Folder:
         self._files.cpuset_cpus = wanted or ()
         return frozenset(self._files.cpuset_cpus) or None
 
-
-def statistics(folder: Path) -> dict[str, int]:
-    """What this folder's files count, by the names of Statistics."""
-    files: Any = Payload(folder)
-    reads = {
-        "cpu_us": lambda: files.cpu_stat["usage_usec"],
-        "user_us": lambda: files.cpu_stat["user_usec"],
-        "system_us": lambda: files.cpu_stat["system_usec"],
-        "memory_bytes": lambda: files.memory_current,
-        "memory_peak_bytes": lambda: files.memory_peak,
-        "swap_bytes": lambda: files.swap_current,
-        "pids": lambda: files.pids_current,
-        "oom_kills": lambda: files.memory_events["oom_kill"],
-    }
-    return readings(reads)
-
-
-def readings(reads: dict[str, Any]) -> dict[str, int]:
-    """Call each; a file that this host does not have is left out."""
-    counted: dict[str, int] = {}
-    for name, read in reads.items():
+    def io_weight(self, wanted: int | None) -> int | None:
+        """``io.weight``, or where only BFQ shares a disk by weight its own file, which ends at 1000."""
+        weight = 100 if wanted is None else clamp(wanted)
         try:
-            counted[name] = int(read())
-        except (OSError, KeyError):
-            continue
-    return counted
+            self._files.io_weight = weight
+            value: int = self._files.io_weight
+        except FileNotFoundError:
+            self._files.io_bfq_weight = min(weight, 1000)
+            value = self._files.io_bfq_weight
+        return value
+
+    def io_throttles(self, wanted: frozenset[Throttle]) -> frozenset[Throttle]:
+        lifted = {one.device for one in self._files.io_max} - {one.device for one in wanted}
+        for one in (*map(Throttle, sorted(lifted)), *wanted):
+            self._files.io_max = one
+        held: frozenset[Throttle] = self._files.io_max
+        return held - {Throttle(one.device) for one in held}
+
+    def huge_pages(self, wanted: frozenset[HugePages]) -> frozenset[HugePages]:
+        return set_huge_pages(self._files, "hugetlb.{}.max", wanted)
+
+    def oom_group(self, wanted: bool) -> bool:
+        self._files.memory_oom_group = int(wanted)
+        return bool(self._files.memory_oom_group)
+
+
+def page_name(size: int) -> str:
+    """A size of huge pages as the kernel's file names have it: 64KB, 2MB, 1GB."""
+    for unit, shift in (("GB", 30), ("MB", 20)):
+        if size >= 1 << shift:
+            return f"{size >> shift}{unit}"
+    return f"{size >> 10}KB"
+
+
+def set_huge_pages(files: Any, form: str, wanted: frozenset[HugePages]) -> frozenset[HugePages]:
+    """Write one file a size; sizes that are not wanted are lifted.  What is limited afterwards."""
+    limits = dict(wanted)
+    prefix, suffix = form.split("{}")
+    folder = Path(os.fsdecode(files.node.full_path))
+    there = {path.name.removeprefix(prefix).removesuffix(suffix) for path in folder.glob(form.format("*"))}
+    names = {page_name(size): size for size in limits}
+    for name in sorted(names.keys() | there):
+        limit = limits.get(names.get(name, 0))
+        none = "max" if suffix == ".max" else "-1"
+        write_file(folder / form.format(name), none if limit is None else str(limit))
+    return frozenset((size, int((folder / form.format(name)).read_text())) for name, size in names.items())

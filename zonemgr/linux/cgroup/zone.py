@@ -21,10 +21,11 @@ from pathlib import Path
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, join_tasks, write_file
-from zonemgr.linux.cgroup.limits import Applied, Limits, Statistics
+from zonemgr.linux.cgroup.limits import Applied, Limits
+from zonemgr.linux.cgroup.usage import Usage
 
 # Controllers that a zone's limits and statistics use.
-CONTROLLERS = ("memory", "cpu", "pids", "io", "cpuset")
+CONTROLLERS = ("memory", "cpu", "pids", "io", "cpuset", "hugetlb")
 
 # A guest may make control groups below its payload; each costs kernel memory outside its own limits' reach.
 MAX_DESCENDANTS = 8192
@@ -280,21 +281,29 @@ class ZoneCgroup:
 
     # -- limits --------------------------------------------------------------------------------------------
 
-    def apply(self, limits: Limits, *, best_effort: bool = False, clear: bool = False) -> list[Applied]:
-        """Write the limits, read each back, report what holds.
+    def apply(
+        self,
+        limits: Limits,
+        *,
+        best_effort: bool = False,
+        clear: bool = False,
+        optional: frozenset[str] = frozenset(),
+    ) -> list[Applied]:
+        """Write the limits, read each back, report what holds.  Idempotent.
 
-        A limit that the kernel cannot hold raises PlatformError with its name, unless ``best_effort``: then its
-        report carries the problem.  ``clear`` lifts the limits that are None (a live change of a running zone).
+        A limit that the kernel cannot hold raises PlatformError with its name, unless ``best_effort``, or its name is
+        among the ``optional``: then its report carries the problem.  ``clear`` lifts the limits that are None (a live
+        change of a running zone).
         """
         from zonemgr.linux.cgroup.limits import apply  # here: it loads cgroupspy (some 25 ms)
 
-        return apply(self, limits, best_effort=best_effort, clear=clear)
+        return apply(self, limits, best_effort=best_effort, clear=clear, optional=optional)
 
-    def statistics(self) -> Statistics:
+    def usage(self) -> Usage:
         """What the zone uses now; None where the host does not count it."""
-        from zonemgr.linux.cgroup.limits import statistics
+        from zonemgr.linux.cgroup.usage import of_zone
 
-        return statistics(self)
+        return of_zone(self.hierarchy, self.base, self.name)
 
 
 def _make(folder: Path) -> None:

@@ -1,0 +1,267 @@
+"""Limits of a zone, by going beyond each of them from inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit import disks
+from tests.kit.instance import Instance
+from tests.kit.waiting import until
+from zonemgr.linux.cgroup import cpus, detect
+from zonemgr.store import cpus as registry
+
+pytestmark = pytest.mark.requires("root", "userns", "net", "cgroup")
+
+HIERARCHY = detect()
+
+# What a process of the zone can get of each thing; "" is for one that it got whole.
+BEYOND = """
+import ctypes, json, mmap, os, resource, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+def why(result):
+    return os.strerror(ctypes.get_errno()) if result in (-1, ctypes.c_void_p(-1).value) else ""
+def many(make):
+    for count in range(5000):
+        if make() == -1:
+            return count
+    return -1
+found = {}
+PRIVATE, CREATE = 0, 0o1600
+found["shm of 1M"] = why(libc.shmget(PRIVATE, 1 << 20, CREATE))
+found["shm of 3M"] = why(libc.shmget(PRIVATE, 3 << 20, CREATE))
+found["shm ids"] = 1 + many(lambda: libc.shmget(PRIVATE, 4096, CREATE))
+found["msg ids"] = many(lambda: libc.msgget(PRIVATE, CREATE))
+found["sem ids"] = many(lambda: libc.semget(PRIVATE, 1, CREATE))
+anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+area = libc.mmap(None, 2 << 20, 3, anonymous, -1, 0)
+found["lock 512K"] = why(libc.mlock(ctypes.c_void_p(area), 512 << 10))
+found["lock 2M"] = why(libc.mlock(ctypes.c_void_p(area), 2 << 20))
+found["files"] = resource.getrlimit(resource.RLIMIT_NOFILE)
+found["score"] = int(open("/proc/self/oom_score_adj").read())
+begun = time.monotonic()
+block = open("/root/written", "wb", 0)
+memory = mmap.mmap(-1, 1 << 20)
+fd = os.open("/root/written", os.O_WRONLY | os.O_DIRECT)
+for _ in range(4):
+    os.write(fd, memory)
+found["seconds of 4M"] = time.monotonic() - begun
+found["inotify"] = many(lambda: libc.inotify_init1(0))
+children = 0
+try:
+    while children < 2000:
+        if not os.fork():
+            time.sleep(1000)
+        children += 1
+except BlockingIOError:
+    pass
+found["children"] = children
+print(json.dumps(found), flush=True)
+sys.stdin.read()
+"""
+
+SETTINGS = """
+max-lwps = 100
+max-shm-memory = "2M"
+max-shm-ids = 5
+max-msg-ids = 3
+oom-score-adj = 300
+
+[capped-memory]
+physical = "96M"
+swap = "96M"
+locked = "1M"
+
+[capped-cpu]
+ncpus = 0.5
+
+[[capped-io]]
+device = "/var/tmp"
+write-bps = "2M"
+read-iops = 5000
+
+[[rlimit]]
+name = "nofile"
+soft = "300"
+hard = "400"
+
+[[rctl]]
+name = "zone.max-sem-ids"
+value = ["(priv=privileged,limit=4,action=deny)", "(priv=privileged,limit=9,action=deny)"]
+"""
+
+
+def installed(instance: Instance, zonename: str, settings: str) -> None:
+    """A zone with these lines in its configuration: properties before its own, tables after."""
+    instance.configured(zonename)
+    file = instance.layout.config(zonename)
+    properties, bracket, tables = settings.partition("[")
+    file.write_text(properties + file.read_text() + bracket + tables)
+    instance.run("install", zonename)
+
+
+def applied(instance: Instance, zonename: str) -> dict[str, dict[str, Any]]:
+    """The zone's limits as ``list`` shows them, by name."""
+    (row,) = instance.json("list", zonename)
+    return {limit["name"]: limit for limit in row["limits"]}
+
+
+def test_each_limit_holds_against_the_zones_root(instance: Instance) -> None:
+    installed(instance, "web", SETTINGS)
+    instance.run("boot", "web")
+    with instance.popen("login", "web", "--", "python3", "-c", BEYOND, stdin=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        found = json.loads(child.stdout.readline() or child.communicate()[1])
+        # What the zone has used up is its own: the host's root has as much as before.
+        assert _inotify_of_the_host() > 0
+        used = instance.json("stat", "web")["zones"][0]
+        child.kill()
+    assert (found["shm of 1M"], found["shm of 3M"]) == ("", "Invalid argument")
+    assert (found["shm ids"], found["msg ids"], found["sem ids"]) == (5, 3, 4)
+    assert found["lock 512K"] == "" and found["lock 2M"] == "Cannot allocate memory"
+    assert found["files"] == [300, 400] and found["score"] == 300
+    assert found["seconds of 4M"] > 1.5, "2 MiB a second"
+    assert 0 < found["inotify"] <= 300
+    assert 80 < found["children"] < 100
+    assert used["lwps"]["used"] == used["lwps"]["cap"] == 100
+    assert used["cpu"]["cap"] == 0.5 and used["physical-memory"]["cap"] == 96 << 20
+
+    assert instance.login("web", "python3", "-c", "bytearray(b'x') * (200 << 20)", check=137) == ""
+    limits = applied(instance, "web")
+    assert limits["capped-memory physical"] == {
+        "name": "capped-memory physical", "configured": 96 << 20, "effective": 96 << 20,
+    }  # fmt: skip
+    assert limits["rlimit nofile"]["effective"] == "300:400"
+    assert limits["capped-io"]["effective"] == limits["capped-io"]["configured"]
+    instance.run("halt", "web")
+
+
+def _inotify_of_the_host() -> int:
+    import ctypes
+
+    fd: int = ctypes.CDLL(None).inotify_init1(0)
+    if fd >= 0:
+        os.close(fd)
+    return fd
+
+
+def test_a_zone_that_says_nothing_leaves_the_host_its_processes(instance: Instance) -> None:
+    instance.running("web")
+    limit = applied(instance, "web")["max-lwps"]
+    assert limit["configured"] is None
+    assert limit["effective"] < int(Path("/proc/sys/kernel/pid_max").read_text()) / 4
+    instance.run("halt", "web")
+    instance.layout.settings.parent.mkdir(parents=True, exist_ok=True)
+    instance.layout.settings.write_text("default-max-lwps = 150\n")
+    instance.run("boot", "web")
+    assert applied(instance, "web")["max-lwps"]["effective"] == 150
+
+
+def test_a_limit_that_the_kernel_lacks_refuses_the_boot_unless_the_zone_is_content(
+    instance: Instance,
+) -> None:
+    if "memory" not in HIERARCHY.controllers:
+        pytest.skip("cgroup2 can end a whole group")
+    instance.installed("web", "oom-group=true")
+    done = instance.run("boot", "web", check=1)
+    assert "cannot apply the limit oom-group=true: the memory controller of cgroup v1" in done.stderr
+    assert instance.state() == "installed"
+    instance.run("config", "web", "set", "best-effort=true")
+    assert "WARNING: the limit oom-group does not hold" in instance.run("boot", "web").stderr
+    limit = applied(instance, "web")["oom-group"]
+    assert limit["configured"] is True and limit["effective"] is None and limit["problem"]
+
+
+def _cpus_of(instance: Instance, zonename: str) -> set[int]:
+    shown = instance.login(zonename, "python3", "-c", "import os; print(*os.sched_getaffinity(0))")
+    return set(map(int, shown.split()))
+
+
+def test_dedicated_cpus_are_one_zones_alone_until_it_is_halted(instance: Instance) -> None:
+    every = set(cpus.online())
+    if len(every) < 2:
+        pytest.skip("one CPU cannot be given away")
+    installed(instance, "alone", '[dedicated-cpu]\nncpus = "1"\n')
+    instance.installed("other")
+    instance.run("boot", "other")
+    assert _cpus_of(instance, "other") == every
+    instance.run("boot", "alone")
+    (mine,) = _cpus_of(instance, "alone")
+    assert _cpus_of(instance, "other") == every - {mine}
+    assert applied(instance, "alone")["dedicated-cpu"]["effective"] == str(mine)
+
+    instance.run("reboot", "alone")
+    assert _cpus_of(instance, "alone") == {mine}
+    instance.run("reboot", "other")
+    assert _cpus_of(instance, "other") == every - {mine}, "a zone that is made later keeps off as well"
+
+    instance.run("halt", "alone")
+    assert _cpus_of(instance, "other") == every
+    assert not registry.REGISTRY.exists() or "alone" not in registry.REGISTRY.read_text()
+
+
+def test_cpus_that_are_not_there_are_refused_and_nothing_stays(instance: Instance) -> None:
+    every = len(cpus.online())
+    installed(instance, "web", f'[dedicated-cpu]\nncpus = "{every}"\n')
+    done = instance.run("boot", "web", check=1)
+    assert f"ncpus {every}: {every} CPUs are wanted and {every - 1} are free" in done.stderr
+    assert "dedicated-cpu setting cannot be instantiated" in done.stderr
+    assert instance.state() == "installed"
+
+
+def _quota_holds(instance: Instance, point: Path) -> None:
+    instance.installed("web", f"zonepath={point}/web", "quota=8M")
+    instance.run("boot", "web")
+    write = "import os, sys; open('/root/' + sys.argv[1], 'wb', 0).write(os.urandom(int(sys.argv[2]) << 20)); os.sync()"
+    instance.login("web", "python3", "-c", write, "small", "2")
+    instance.login("web", "python3", "-c", write, "big", "12", check=False)
+    assert Path(point, "web/root/root/big").stat().st_size < 8 << 20
+    assert applied(instance, "web")["quota"]["effective"] == 8 << 20
+    instance.run("halt", "web")
+    instance.run("config", "web", "clear", "quota")
+    instance.run("boot", "web")
+    instance.login("web", "python3", "-c", write, "big", "12")
+    instance.run("halt", "web")
+    instance.run("uninstall", "web", "-F")
+    instance.run("delete", "web", "-F")
+
+
+@pytest.mark.requires("quota")
+def test_a_quota_of_a_project_holds(instance: Instance, tmp_path: Path) -> None:
+    options = ("-O", "project,quota")
+    with disks.mounted("ext4", tmp_path / "disk", *options, size="64M", mount="prjquota") as point:
+        _quota_holds(instance, point)
+
+
+@pytest.mark.requires("btrfs")
+def test_a_quota_of_a_subvolume_holds(instance: Instance, tmp_path: Path) -> None:
+    with disks.mounted("btrfs", tmp_path / "disk") as point:
+        subprocess.run(["btrfs", "quota", "enable", str(point)], check=True)
+        _quota_holds(instance, point)
+
+
+def test_a_quota_that_the_file_system_cannot_hold_refuses_the_boot(instance: Instance) -> None:
+    instance.installed("web", "quota=8M")
+    done = instance.run("boot", "web", check=1)
+    assert "cannot apply the limit quota=8388608: the file system of" in done.stderr
+    assert instance.state() == "installed"
+
+
+def test_a_zone_that_dies_of_its_memory_says_so(instance: Instance) -> None:
+    """A process of the image brand's kind: init itself is what is killed."""
+    installed(instance, "web", '[capped-memory]\nphysical = "64M"\nswap = "64M"\n')
+    instance.run("boot", "web")
+    instance.login("web", "python3", "-c", "bytearray(b'x') * (200 << 20)", check=137)
+    init = json.loads(instance.layout.instance("web").read_text())["init"]["pid"]
+    os.kill(init, 9)
+    until(lambda: instance.state("web") == "installed", "the zone is down")
+    events = [json.loads(line) for line in (instance.layout.run / "events.jsonl").read_text().splitlines()]
+    (ended,) = [event for event in events if event["type"] == "init"]
+    assert ended["oom_kills"] >= 1 and "memory" in ended["ended"]
+    assert "out of memory" in (instance.layout.zone_log("web") / "supervisor.log").read_text()

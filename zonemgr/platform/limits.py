@@ -1,0 +1,286 @@
+"""Acts on the ops that limit a zone, reads back what the kernel made of each, and takes the CPUs back.
+
+Every act is idempotent, and may be done again on a living zone with other values: with ``living`` what an op does not
+name is lifted.  What the kernel cannot give is an error with the limit's name, unless the zone is content with the best
+that can be had.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Iterable
+from typing import Any
+
+from zonemgr.errors import PlatformError, message
+from zonemgr.linux import caps, process, quota
+from zonemgr.linux.cgroup import Hierarchy, Limits, Part, Throttle, ZoneCgroup, cpus
+from zonemgr.linux.hints import explain
+from zonemgr.model import plan, rlimits
+from zonemgr.platform.stage import AppliedLimit, Stage
+from zonemgr.store.cpus import Registry
+
+# -- the zone's control groups --------------------------------------------------------------------------------------
+
+
+def set_limits(op: plan.SetLimits, stage: Stage, *, living: bool = False) -> None:
+    """Write the limits of the zone's control groups."""
+    from zonemgr.linux.cgroup.limits import plain  # loads nothing by itself, but belongs to what does
+
+    limits = Limits(
+        memory_bytes=op.memory_bytes,
+        swap_bytes=op.swap_bytes,
+        cpus=op.cpus,
+        cpu_shares=op.cpu_shares,
+        pids=op.pids,
+        cpu_ids=stage_cpus(stage) if living else None,
+        io_weight=op.io_weight,
+        io_throttles=frozenset(map(_throttle, op.io_throttles)) or None,
+        huge_pages=frozenset(map(_huge_page, op.huge_pages)) or None,
+        oom_group=op.oom_group or None,
+    )
+    applied = stage.cgroup.apply(
+        limits, best_effort=op.best_effort, clear=living, optional=frozenset(op.optional)
+    )
+    for one in applied:
+        asked = None if one.name in op.optional else plain(one.wanted)
+        stage.applied(AppliedLimit(one.name, asked, plain(one.effective), one.problem))
+        if one.problem and one.name not in op.optional:
+            stage.say(
+                message("WARNING: the limit {name} does not hold: {why}", name=one.name, why=one.problem)
+            )
+
+
+def _throttle(words: str) -> Throttle:
+    path, *given = words.split(" ")
+    values = dict(word.split("=") for word in given)
+    names = ("read-bps", "write-bps", "read-iops", "write-iops")
+    return Throttle(disk_of(path), *(int(values[name]) if name in values else None for name in names))
+
+
+def _huge_page(words: str) -> tuple[int, int]:
+    size, _, limit = words.partition("=")
+    return int(size), int(limit)
+
+
+def disk_of(path: str) -> str:
+    """major:minor of the whole disk that a device is, or that a file or folder lies on.  PlatformError."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise PlatformError("capped-io: {path}: {why}", path=path, why=error.strerror) from None
+    number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    if not os.path.exists(f"/sys/dev/block/{device}"):
+        raise PlatformError("capped-io: {path} is not on a disk that can be limited", path=path)
+    if not os.path.exists(f"/sys/dev/block/{device}/partition"):
+        return device
+    with open(f"/sys/dev/block/{device}/../dev", encoding="ascii") as file:
+        return file.read().strip()
+
+
+# -- CPUs of its own ------------------------------------------------------------------------------------------------
+
+
+def dedicate_cpus(op: plan.DedicateCpus, stage: Stage) -> None:
+    """Take CPUs for this zone alone, and have the others of the instance keep off them."""
+    hierarchy, base = stage.cgroup.hierarchy, stage.cgroup.base
+    registry = Registry(hierarchy)
+    try:
+        where = cpus.places()
+        held = registry.of(base, op.zonename)
+        mine = registry.allocate(base, op.zonename, lambda free: _choose(op, free, held, where))
+        _hold(stage.cgroup, registry, mine)
+    except (ValueError, PlatformError, OSError) as error:
+        why = explain(error) if isinstance(error, OSError) else str(error)
+        if op.best_effort:
+            stage.say(
+                message("WARNING: the limit {name} does not hold: {why}", name="dedicated-cpu", why=why)
+            )
+            stage.applied(AppliedLimit("dedicated-cpu", f"{op.unit} {op.wanted}", None, why))
+            return
+        failure = PlatformError("{unit} {wanted}: {why}", unit=op.unit, wanted=op.wanted, why=why)
+        failure.add_note("dedicated-cpu setting cannot be instantiated")
+        raise failure from None
+    stage.applied(AppliedLimit("dedicated-cpu", f"{op.unit} {op.wanted}", cpus.spell(mine)))
+
+
+def _choose(
+    op: plan.DedicateCpus, free: cpus.CPUS, held: cpus.CPUS, where: dict[int, tuple[int, int]]
+) -> cpus.CPUS:
+    """What the zone has is kept if it still is what is wanted: a reboot must not move it.  For a number, one CPU at
+    least stays with everybody else.
+    """
+    if op.unit != "ncpus":
+        return cpus.choose(op.unit, op.wanted, free & where.keys(), where)
+    low, _, high = op.wanted.partition("-")
+    if held <= free and int(low) <= len(held) <= int(high or low):
+        return held
+    spare = min(free & where.keys(), key=lambda cpu: (where[cpu], cpu), default=-1)
+    return cpus.choose(op.unit, op.wanted, (free & where.keys()) - {spare}, where)
+
+
+def _hold(cgroup: ZoneCgroup, registry: Registry, mine: cpus.CPUS) -> None:
+    """The others make room first: on the way no CPU belongs to two."""
+    spread(registry, cgroup.base)
+    cgroup.apply(Limits(cpu_ids=mine))
+    if "cpuset" not in cgroup.hierarchy.controllers:
+        cpus.partition(_folders(cgroup), mine, _of_instance(registry, cgroup.base))
+
+
+def _folders(cgroup: ZoneCgroup) -> list[Any]:
+    return [cgroup.path.parent, cgroup.path, cgroup.part_path(Part.PAYLOAD)]
+
+
+def _of_instance(registry: Registry, base: str) -> cpus.CPUS:
+    return frozenset().union(*(share.numbers for share in registry.shares() if share.base == base))
+
+
+def spread(registry: Registry, base: str) -> None:
+    """Hold every zone of the instance that has no CPUs of its own to those that nobody has."""
+    shares = registry.shares()
+    dedicated = frozenset().union(*(share.numbers for share in shares))
+    own = {share.zonename for share in shares if share.base == base}
+    for zonename in cpus.zones_of(registry.hierarchy, base):
+        if zonename not in own:
+            cpus.keep_off(registry.hierarchy, base, zonename, dedicated)
+
+
+def keep_off_others(cgroup: ZoneCgroup) -> None:
+    """A zone that has just been made keeps off the CPUs of others."""
+    registry = Registry(cgroup.hierarchy)
+    if registry.path.exists() and (dedicated := registry.dedicated(but=(cgroup.base, cgroup.name))):
+        cpus.keep_off(cgroup.hierarchy, cgroup.base, cgroup.name, dedicated)
+
+
+def stage_cpus(stage: Stage) -> cpus.CPUS | None:
+    """The CPUs that the zone is to be held to, for a change that writes every limit anew."""
+    registry = Registry(stage.cgroup.hierarchy)
+    if not registry.path.exists():
+        return None
+    mine = registry.of(stage.cgroup.base, stage.cgroup.name)
+    dedicated = registry.dedicated()
+    return mine or (cpus.online() - dedicated if dedicated else None)
+
+
+def release_cpus(hierarchy: Hierarchy, cgroup: ZoneCgroup) -> None:
+    """Give the zone's CPUs back to the others.  Idempotent."""
+    registry = Registry(hierarchy)
+    if not registry.release(cgroup.base, cgroup.name):
+        return
+    if "cpuset" not in hierarchy.controllers:
+        cpus.dissolve(_folders(cgroup), _of_instance(registry, cgroup.base))
+    spread(registry, cgroup.base)
+
+
+# -- its processes --------------------------------------------------------------------------------------------------
+
+
+def set_process_limits(op: plan.SetProcessLimits, stage: Stage, *, living: bool = False) -> None:
+    """Decide what each process begins with: process 1 takes it when it becomes init, and who enters later too.
+
+    In a living zone it is set at once, on the processes that still have what process 1 has: what a process chose for
+    itself stays.
+    """
+    pid = stage.born.init_pid
+    others = [other for other in stage.cgroup.pids(Part.PAYLOAD) if other != pid] if living else []
+    for name, wanted in rlimits.to_numbers(op.limits).items():
+        held = _within(name, wanted, required=name in op.asked and not op.best_effort)
+        if name in op.asked:
+            problem = "" if held == wanted else f"this host allows no more than {_spell(held)}"
+            stage.applied(AppliedLimit(f"rlimit {name}", _spell(wanted), _spell(held), problem))
+        if living:
+            _change(name, held, pid, others)
+        stage.rlimits[name] = _spell(held)
+    _set_oom_score(op.oom_score_adj, pid, others)
+    stage.oom_score_adj = op.oom_score_adj
+
+
+def _within(name: str, wanted: tuple[int, int], *, required: bool) -> tuple[int, int]:
+    """As much of a limit as we can give: more than our own hard limit takes sys_resource, which containers lack."""
+    most = _most(name)
+    held = (_least(wanted[0], most), _least(wanted[1], most))
+    if required and held != wanted:
+        raise PlatformError(
+            "cannot apply the limit rlimit {name}={wanted}: this host allows no more than {most}",
+            name=name,
+            wanted=_spell(wanted),
+            most=_spell((most,)),
+        )
+    return held
+
+
+def _most(name: str) -> int:
+    if "sys_resource" not in caps.effective("self"):
+        return resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+    if name != "nofile":
+        return -1
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+        return int(file.read())
+
+
+def _change(name: str, held: tuple[int, int], pid: int, others: Iterable[int]) -> None:
+    number = getattr(resource, f"RLIMIT_{name.upper()}")
+    before = resource.prlimit(pid, number)
+    if held == before:
+        return
+    resource.prlimit(pid, number, held)
+    for other in others:
+        _follow(other, number, before, held)
+
+
+def _follow(pid: int, number: int, before: tuple[int, int], held: tuple[int, int]) -> None:
+    try:
+        if resource.prlimit(pid, number) == before:
+            resource.prlimit(pid, number, held)
+    except ProcessLookupError:
+        return  # it has ended
+
+
+def _set_oom_score(value: int, pid: int, others: Iterable[int]) -> None:
+    before = process.oom_score_adj(pid)
+    process.set_oom_score_adj(value, pid)
+    for other in others:
+        try:
+            if process.oom_score_adj(other) == before:
+                process.set_oom_score_adj(value, other)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+
+
+def _least(one: int, other: int) -> int:
+    return min((value for value in (one, other) if value != -1), default=-1)
+
+
+def _spell(pair: Iterable[int]) -> str:
+    return ":".join(rlimits.UNLIMITED if value == -1 else str(value) for value in pair)
+
+
+# -- its disk space -------------------------------------------------------------------------------------------------
+
+
+def set_quota(op: plan.SetQuota, stage: Stage) -> None:
+    """Hold the zonepath to its quota."""
+    try:
+        held = quota.hold(op.path, op.project, op.limit_bytes)
+    except OSError as error:
+        why = _no_quota(op.path, error)
+        if op.best_effort or op.limit_bytes is None:
+            stage.say(message("WARNING: the limit {name} does not hold: {why}", name="quota", why=why))
+            stage.applied(AppliedLimit("quota", op.limit_bytes, None, why))
+            return
+        raise PlatformError(
+            "cannot apply the limit quota={wanted}: {why}", wanted=op.limit_bytes, why=why
+        ) from None
+    stage.applied(AppliedLimit("quota", op.limit_bytes, held.limit_bytes))
+
+
+def _no_quota(path: str, error: OSError) -> str:
+    if not quota.lacks(error):
+        return explain(error)
+    return message(
+        "the file system of {path} keeps no quotas (ext4: tune2fs -O project,quota while it is not mounted;"
+        " then, as on xfs, mount it with prjquota; btrfs: btrfs quota enable)",
+        path=path,
+    )

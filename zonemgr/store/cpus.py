@@ -1,0 +1,99 @@
+"""Which CPUs of the host belong to which zone alone (``dedicated-cpu``).
+
+One file for the whole host whatever the instance, because CPUs are the host's.  An entry lives as long as its zone has
+control groups, or gives it back: a reboot keeps the same CPUs, a halt frees them, and what a killed program left behind
+counts no more once its zone is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from zonemgr.errors import PlatformError
+from zonemgr.linux.cgroup import Hierarchy, cpus
+from zonemgr.linux.procfs import boot_id
+from zonemgr.store import files
+from zonemgr.store.locks import FileLock
+
+REGISTRY: Final = Path("/run/zonemgr/cpus.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One zone's CPUs; ``base`` is the folder of its instance in each hierarchy."""
+
+    base: str
+    zonename: str
+    ids: str
+
+    @property
+    def numbers(self) -> cpus.CPUS:
+        return cpus.parse(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The shares of all zones, as they were when the lock was taken; see ``locked``."""
+
+    hierarchy: Hierarchy
+    path: Path = REGISTRY
+
+    def shares(self) -> list[Share]:
+        """Those whose zone is still there.  PlatformError when the file is damaged."""
+        record = files.read_json(self.path) or {}
+        if record.get("boot_id") != boot_id():
+            return []
+        try:
+            found = [Share(**item) for item in record["shares"]]
+        except (KeyError, TypeError) as error:
+            raise PlatformError("{path} is damaged: {why!r}", path=self.path, why=error) from error
+        return [share for share in found if (self.hierarchy.unified() / share.base / share.zonename).exists()]
+
+    def dedicated(self, but: tuple[str, str] | None = None) -> cpus.CPUS:
+        """All CPUs that some zone has for itself, one zone (base, name) left out."""
+        every = (share.numbers for share in self.shares() if (share.base, share.zonename) != but)
+        return frozenset().union(*every)
+
+    def allocate(self, base: str, zonename: str, pick: Callable[[cpus.CPUS], cpus.CPUS]) -> cpus.CPUS:
+        """The zone's CPUs: ``pick`` gets those that it may have, what it has already included.  ValueError is pick's.
+
+        One CPU is left to everybody else.
+        """
+        with self._lock():
+            shares = self.shares()
+            others = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
+            free = cpus.online() - frozenset().union(*(share.numbers for share in others))
+            chosen = pick(free)
+            if not free - chosen:
+                raise ValueError("no CPU would be left for the host and its other zones")
+            self._write([*others, Share(base, zonename, cpus.spell(chosen))])
+        return chosen
+
+    def release(self, base: str, zonename: str) -> bool:
+        """Give the zone's CPUs back.  False when it had none."""
+        if not self.path.exists():
+            return False
+        with self._lock():
+            shares = self.shares()
+            kept = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
+            if kept:
+                self._write(kept)
+            else:
+                self.path.unlink(missing_ok=True)
+        return len(kept) != len(shares)
+
+    def of(self, base: str, zonename: str) -> cpus.CPUS:
+        """The CPUs that the zone has; empty when it has none for itself."""
+        mine = (share.numbers for share in self.shares() if (share.base, share.zonename) == (base, zonename))
+        return frozenset().union(*mine)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.with_suffix(".lock"))
+
+    def _write(self, shares: list[Share]) -> None:
+        files.write_json(
+            self.path, {"version": 1, "boot_id": boot_id(), "shares": [asdict(share) for share in shares]}
+        )
