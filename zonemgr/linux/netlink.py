@@ -4,7 +4,8 @@ Every call opens one socket, in the right network namespace, and closes it: noth
 socket in a zone's network namespace the caller's thread enters it and comes back, so callers are single-threaded.
 
 Deliberately not here: packet filters (nftables), and deciding which zone gets which address.
-pyroute2 is imported by the first call (some 250 ms and 20 MB): only short-lived workers may call these functions.
+What every boot and halt does goes through ``rtnetlink``; the rest through pyroute2, which the first such call imports
+(some 250 ms and 20 MB): only short-lived workers may make one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from zonemgr.errors import PlatformError
-from zonemgr.linux import namespaces
+from zonemgr.linux import namespaces, rtnetlink
+from zonemgr.linux.rtnetlink import Rtnl
 
 NAME_MAXIMUM = 15
 ALTNAME_MAXIMUM = 127
@@ -40,21 +42,32 @@ def host_link_name(zonename: str, index: int, suffix: str = "") -> str:
 
 def link_exists(name: str, netns_fd: int | None = None) -> bool:
     """Is there a link of this name (or alternative name) in this, or that, network namespace?"""
-    with _rtnl(netns_fd) as rtnl:
-        return _find(rtnl, name) is not None
+    with Rtnl(netns_fd) as rtnl:
+        return rtnl.find(name) is not None
 
 
 def bridge_exists(name: str) -> bool:
     """Is there a link of this name, and is it a bridge?"""
-    with _rtnl() as rtnl:
-        link = _find(rtnl, name)
-        return link is not None and _kind(link) == "bridge"
+    with Rtnl() as rtnl:
+        link = rtnl.find(name)
+        return link is not None and link.kind == "bridge"
 
 
 def addresses_in_use() -> dict[str, str]:
     """Every address of this network namespace, with the name of its link."""
-    with _rtnl() as rtnl:
-        return _addresses(rtnl)
+    with Rtnl() as rtnl:
+        return {_shown(packed): _name_of(index) for packed, index in rtnl.addresses()}
+
+
+def _shown(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""  # it has just gone
 
 
 # -- the host's side ---------------------------------------------------------------------------------------
@@ -65,31 +78,46 @@ def ensure_bridge(name: str, addresses: Iterable[str]) -> bool:
 
     The caller holds the host lock.  A half-made bridge of a killed caller is completed.
     """
-    with _rtnl() as rtnl:
-        link = _find(rtnl, name)
-        if link is not None and _kind(link) != "bridge":
+    with Rtnl() as rtnl:
+        link = rtnl.find(name)
+        if link is not None and link.kind != "bridge":
             raise PlatformError("link '{name}' exists and is not a bridge", name=name)
+        made = link is None
         if link is None:
             # An address of its own: else a bridge takes its lowest port's, and changes it as zones come and go.
-            with _explained("cannot create the bridge '{name}'", name=name):
-                rtnl.link("add", ifname=name, kind="bridge", address=_random_mac(), br_stp_state=0)
-        _believe_no_routers(name)
-        index = _index(rtnl, name)
-        present = _addresses(rtnl)
+            kind = rtnetlink.nested(
+                rtnetlink.LINKINFO,
+                rtnetlink.text(rtnetlink.INFO_KIND, "bridge"),
+                rtnetlink.nested(rtnetlink.INFO_DATA, rtnetlink.number(rtnetlink.BR_STP_STATE, 0)),
+            )
+            with _refused("cannot create the bridge '{name}'", name=name):
+                rtnl.must(
+                    rtnetlink.new_link(
+                        rtnetlink.text(rtnetlink.IFNAME, name), rtnetlink.mac(_random_mac()), kind
+                    )
+                )
+            _believe_no_routers(name)
+            link = rtnl.find(name)
+        if link is None:
+            raise PlatformError("link '{name}' does not exist", name=name)
+        present = dict(rtnl.addresses())
         for address in map(_interface, addresses):
-            owner = present.get(str(address.ip))
+            owner = present.get(address.ip.packed)
             if owner is None:
-                _add_address(rtnl, index, name, address)
-            elif owner != name:
+                with _refused(*_ADDRESS_WORDS, address=address, link=name):
+                    rtnl.must(_new_address(link.index, address))
+            elif owner != link.index:
                 raise PlatformError(
                     "cannot give {address} to the bridge '{name}': it is already in use by link '{owner}' of this host",
                     address=address,
                     name=name,
-                    owner=owner,
+                    owner=_name_of(owner),
                 )
-        with _explained("cannot bring up the bridge '{name}'", name=name):
-            rtnl.link("set", index=index, state="up")
-        return link is None
+        if not link.up:
+            _believe_no_routers(name)
+            with _refused("cannot bring up the bridge '{name}'", name=name):
+                rtnl.must(rtnetlink.set_link(index=link.index, up=True))
+        return made
 
 
 def _believe_no_routers(name: str) -> None:
@@ -118,37 +146,63 @@ def make_veth(
     """
     if len(host_name.encode()) > NAME_MAXIMUM or len(zone_name.encode()) > NAME_MAXIMUM:
         raise PlatformError("'{name}' is too long for a link's name", name=max(host_name, zone_name, key=len))
-    with _rtnl() as rtnl:
-        here: dict[str, Any] = {"ifname": host_name, "kind": "veth", "state": "up"}
-        there: dict[str, Any] = {"ifname": zone_name, "net_ns_fd": netns_fd}
-        if bridge is not None:
-            here["master"] = _bridge_index(rtnl, bridge)
+    here, there = [], [rtnetlink.text(rtnetlink.IFNAME, zone_name), rtnetlink.number(rtnetlink.NET_NS_FD, netns_fd)]
+    with Rtnl() as rtnl:
+        master = [rtnetlink.number(rtnetlink.MASTER, _bridge(rtnl, bridge).index)] if bridge is not None else []
         if mtu is not None:
-            here["mtu"] = there["mtu"] = mtu
+            here.append(rtnetlink.number(rtnetlink.MTU, mtu))
+            there.append(here[0])
         if mac is not None:
-            there["address"] = mac
+            there.append(rtnetlink.mac(mac))
         hints = {errno.EEXIST: "a link of one of these names is there already"}
-        with _explained(
-            "cannot create link '{name}' and '{peer}' in the zone", hints, name=host_name, peer=zone_name
-        ):
-            rtnl.link("add", **here, peer=there)
-        if altname is not None:
-            _add_altname(rtnl, host_name, altname)
+        words = {"name": host_name, "peer": zone_name}
+        with _refused("cannot create link '{name}' and '{peer}' in the zone", hints, **words):
+            rtnl.must(rtnetlink.veth(host_name, there, *here))
+        try:
+            _put_in_place(rtnl, host_name, master, altname)
+        except PlatformError:
+            if (link := rtnl.find(host_name)) is not None:
+                rtnl.ask(rtnetlink.delete_link(link.index))
+            raise
+
+
+def _put_in_place(rtnl: Rtnl, name: str, master: list[bytes], altname: str | None) -> None:
+    """Name it, and bring it up on its bridge.  A port has no business with IPv6: without an address of its own there
+    nothing of it shows in the host's lists, and the kernel joins no groups for it."""
+    who = rtnetlink.text(rtnetlink.IFNAME, name)
+    quiet = rtnetlink.nested(
+        socket.AF_INET6,
+        rtnetlink.attribute(rtnetlink.INET6_ADDR_GEN_MODE, bytes([rtnetlink.ADDR_GEN_MODE_NONE])),
+    )
+    messages = [
+        rtnetlink.set_link(who, rtnetlink.nested(rtnetlink.AF_SPEC, quiet)),
+        rtnetlink.set_link(who, *master, up=True),
+    ]
+    short = (altname or "")[:ALTNAME_MAXIMUM]
+    if short:
+        messages.append(rtnetlink.add_altname(name, short))
+    _without_ipv6, placed, *named = rtnl.ask(*messages)  # a host without IPv6 refuses the first, which is as well
+    if placed is not None:
+        with _refused("cannot bring up link '{name}'", name=name):
+            raise placed
+    if named and named[0] is not None:
+        hints = {errno.EEXIST: "another link of this host has that name"}
+        with _refused("cannot name link '{name}' also '{altname}'", hints, name=name, altname=short):
+            raise named[0]
 
 
 def delete_link(name: str, netns_fd: int | None = None) -> bool:
     """Delete a link, and so its peer.  Some 20-30 ms: the kernel waits.  False: there was none."""
-    with _rtnl(netns_fd) as rtnl:
-        link = _find(rtnl, name)
+    with Rtnl(netns_fd) as rtnl:
+        link = rtnl.find(name)
         if link is None:
             return False
-        try:
-            with _explained("cannot delete link '{name}'", name=name):
-                rtnl.link("del", index=link["index"])
-        except PlatformError as error:
-            if _code(error) != errno.ENODEV:
-                raise
+        (fate,) = rtnl.ask(rtnetlink.delete_link(link.index))
+        if fate is not None and fate.errno == errno.ENODEV:
             return False  # its other end was deleted meanwhile
+        if fate is not None:
+            with _refused("cannot delete link '{name}'", name=name):
+                raise fate
         return True
 
 
@@ -255,8 +309,8 @@ def return_link(
 
 def loopback_up(netns_fd: int) -> None:
     """Bring up ``lo``; the kernel then gives it 127.0.0.1 and ::1."""
-    with _rtnl(netns_fd) as rtnl, _explained("cannot bring up the zone's loopback"):
-        rtnl.link("set", index=1, state="up")
+    with Rtnl(netns_fd) as rtnl, _refused("cannot bring up the zone's loopback"):
+        rtnl.must(rtnetlink.set_link(index=1, up=True))
 
 
 def configure(
@@ -270,29 +324,84 @@ def configure(
     mac: str | None = None,
 ) -> None:
     """Set the addresses and default routes (IPv4 and IPv6 alike) of a link in a network namespace, and bring it up."""
-    with _rtnl(netns_fd) as rtnl:
-        index = _index(rtnl, link)
-        settings: dict[str, Any] = {"mtu": mtu, "address": mac, "state": "up" if up else None}
-        for address in addresses:
-            _add_address(rtnl, index, link, _interface(address))
-        if changes := {key: value for key, value in settings.items() if value is not None}:
-            with _explained("cannot bring up link '{link}'", link=link):
-                rtnl.link("set", index=index, **changes)
-        for router in routers:
-            _add_default_route(rtnl, index, link, router)
+    settings = [rtnetlink.number(rtnetlink.MTU, mtu)] if mtu is not None else []
+    settings += [rtnetlink.mac(mac)] if mac is not None else []
+    interfaces, gateways = [*map(_interface, addresses)], [*map(_gateway, routers)]
+    with Rtnl(netns_fd) as rtnl:
+        found = rtnl.find(link)
+        if found is None:
+            raise PlatformError("link '{name}' does not exist", name=link)
+        fates = iter(
+            rtnl.ask(
+                *(_new_address(found.index, interface) for interface in interfaces),
+                rtnetlink.set_link(*settings, index=found.index, up=True if up else None),
+                *(rtnetlink.add_default_route(found.index, gateway.packed) for gateway in gateways),
+            )
+        )
+    for interface in interfaces:
+        with _refused(*_ADDRESS_WORDS, address=interface, link=link):
+            _raise(next(fates))
+    with _refused("cannot bring up link '{link}'", link=link):
+        _raise(next(fates))
+    for gateway in gateways:
+        hints = {errno.ENETUNREACH: "no address of the link is in the router's network"}
+        hints[errno.EHOSTUNREACH] = hints[errno.ENETUNREACH]
+        with _refused("cannot route through {router} on link '{link}'", hints, router=gateway, link=link):
+            _raise(next(fates))
 
 
-def _add_default_route(rtnl: Any, index: int, link: str, router: str) -> None:
+def _raise(fate: rtnetlink.Refused | None) -> None:
+    if fate is not None:
+        raise fate
+
+
+def _gateway(router: str) -> Any:
     import ipaddress
 
     try:
-        gateway = ipaddress.ip_address(router)
+        return ipaddress.ip_address(router)
     except ValueError:
         raise PlatformError("'{router}' is not an address", router=router) from None
-    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-    hints = {errno.ENETUNREACH: "no address of the link is in the router's network"}
-    with _explained("cannot route through {router} on link '{link}'", hints, router=router, link=link):
-        rtnl.route("add", family=family, dst="default", gateway=str(gateway), oif=index)
+
+
+def _new_address(index: int, address: Any) -> rtnetlink.Message:
+    return rtnetlink.add_address(index, address.ip.packed, address.network.prefixlen)
+
+
+_ADDRESS_WORDS = (
+    "cannot set the address {address} on link '{link}'",
+    {
+        errno.EACCES: "IPv6 is disabled on this link",
+        errno.EPERM: "IPv6 is disabled on this link",
+        errno.EEXIST: "the link has this address already",
+    },
+)
+
+
+@contextmanager
+def _refused(form: str, hints: Mapping[int, str] | None = None, /, **arguments: object) -> Iterator[None]:
+    """As ``_explained``, for what ``rtnetlink`` was told."""
+    try:
+        yield
+    except rtnetlink.Refused as error:
+        why = error.strerror or ""
+        if error.detail:
+            why = f"{why}: {error.detail.rstrip('.')}"
+        if hint := (hints or {}).get(error.errno or 0):
+            why = f"{why} ({hint})"
+        raise PlatformError(form + ": {why}", **arguments, why=why) from error
+
+
+def _bridge(rtnl: Rtnl, name: str) -> rtnetlink.Link:
+    link = rtnl.find(name)
+    if link is None:
+        raise PlatformError(
+            "bridge '{name}' does not exist (create it on the host, or name another in the zone's net resource)",
+            name=name,
+        )
+    if link.kind != "bridge":
+        raise PlatformError("link '{name}' is not a bridge", name=name)
+    return link
 
 
 # -- one socket per call -----------------------------------------------------------------------------------
@@ -348,10 +457,6 @@ def _NetlinkError() -> type[Exception]:
     return NetlinkError  # type: ignore[no-any-return]
 
 
-def _code(error: PlatformError) -> int | None:
-    return getattr(error.__cause__, "code", None)
-
-
 def _find(rtnl: Any, name: str) -> Any:
     """The link of that name or alternative name, or None."""
     # The kernel looks a short name up among both kinds, in one request.
@@ -374,18 +479,6 @@ def _index(rtnl: Any, name: str) -> int:
     link = _find(rtnl, name)
     if link is None:
         raise PlatformError("link '{name}' does not exist", name=name)
-    return int(link["index"])
-
-
-def _bridge_index(rtnl: Any, name: str) -> int:
-    link = _find(rtnl, name)
-    if link is None:
-        raise PlatformError(
-            "bridge '{name}' does not exist (create it on the host, or name another in the zone's net resource)",
-            name=name,
-        )
-    if _kind(link) != "bridge":
-        raise PlatformError("link '{name}' is not a bridge", name=name)
     return int(link["index"])
 
 
@@ -417,19 +510,6 @@ def _add_address(rtnl: Any, index: int, link: str, address: Any) -> None:
             prefixlen=address.network.prefixlen,
             **({"flags": _IFA_F_NODAD} if address.version == 6 else {}),
         )
-
-
-def _add_altname(rtnl: Any, name: str, altname: str) -> None:
-    index = _index(rtnl, name)
-    hints = {errno.EEXIST: "another link of this host has that name"}
-    try:
-        with _explained(
-            "cannot name link '{name}' also '{altname}'", hints, name=name, altname=altname[:ALTNAME_MAXIMUM]
-        ):
-            rtnl.link("property_add", index=index, altname=altname[:ALTNAME_MAXIMUM])
-    except PlatformError:
-        rtnl.link("del", index=index)
-        raise
 
 
 def _interface(address: str) -> Any:

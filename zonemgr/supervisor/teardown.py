@@ -148,8 +148,11 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
 
 def _undo_network(transition: Transition, remains: undo.Remains) -> list[ZoneError]:
     """In a child of its own when the zone is to come back: the next zsched is a fork of ours, and would keep for its
-    whole life what netlink loads (12 MB)."""
-    if transition.command not in (Command.REBOOT, Command.READY):
+    whole life what the rarer calls of netlink load (12 MB)."""
+    comes_back = transition.command in (Command.REBOOT, Command.READY)
+    if not comes_back or not any(
+        table["kind"] == plan.MoveLink.kind for _number, table in transition.ledger.pending()
+    ):
         return undo.network(transition.ledger, remains)
     import json
 
