@@ -11,6 +11,7 @@ and privileges work on this host is not asked here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import zlib
@@ -39,6 +40,8 @@ FILE: Final = "brand.py"
 MANIFEST: Final = "brand.toml"
 HOOKS_FOLDER: Final = "hooks"
 FILES: Final = (FILE, MANIFEST)
+MODULE_PREFIX: Final = "_zonemgr_brand_"
+_STAMP: Final = "__stamp__"  # of the file as it was loaded
 BASES_MAX: Final = 8  # brands derived from one another
 
 OK: Final = "ok"
@@ -110,6 +113,15 @@ def discover(layout: Layout) -> list[Found]:
         result.append(_hidden(found) if found.name in seen else found)
         seen.add(found.name)
     return sorted(result, key=lambda found: found.name)
+
+
+def preload() -> None:
+    """Load the code of the shipped brands, which is ours: forks of this process need not."""
+    for name in _names_in(shipped_folder()):
+        path = _file_of(shipped_folder() / name)
+        if path is not None and path.name == FILE:
+            with contextlib.suppress(BrandError):
+                _execute(path)
 
 
 def shipped_folder() -> Path:
@@ -211,7 +223,11 @@ def _check_owner(path: Path) -> None:
 
 def _execute(path: Path) -> ModuleType:
     """Run ``brand.py`` under a private module name.  Loaded once per content of the path."""
-    name = f"_zonemgr_brand_{path.parent.name.replace('-', '_')}_{zlib.crc32(os.fsencode(path)):08x}"
+    name = f"{MODULE_PREFIX}{path.parent.name.replace('-', '_')}_{zlib.crc32(os.fsencode(path)):08x}"
+    stamp = _stamp(path)
+    loaded = sys.modules.get(name)
+    if loaded is not None and stamp is not None and vars(loaded).get(_STAMP) == stamp:
+        return loaded
     loader = SourceFileLoader(name, str(path))
     spec = ModuleSpec(name, loader, origin=str(path), is_package=True)
     spec.submodule_search_locations = [str(path.parent)]
@@ -224,7 +240,16 @@ def _execute(path: Path) -> ModuleType:
     except (Exception, SystemExit, GeneratorExit) as error:
         del sys.modules[name]
         raise BrandError("{place}: {error}", place=_place(path, error), error=one_line(error)) from error
+    vars(module)[_STAMP] = stamp
     return module
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _place(path: Path, error: BaseException) -> str:

@@ -16,17 +16,20 @@ import select
 import signal
 import socket
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 import zonemgr
+from zonemgr.brandkit import loader
 from zonemgr.errors import Exit, ZoneError
 from zonemgr.launcher import fork, likeness
 from zonemgr.launcher.start import LOCK
 from zonemgr.linux import process
 from zonemgr.linux.cgroup import detect, supervisors
+from zonemgr.model.zone import Zone
 from zonemgr.store import settings
 from zonemgr.store.files import make_directory
 from zonemgr.store.locks import FileLock
@@ -51,6 +54,25 @@ _BESIDES: Final = (
     "threading",
     "tomllib",
     "traceback",
+)
+_SAMPLES: Final = (
+    """
+    brand = "native"
+    limitpriv = "default,!net_raw"
+    [[net]]
+    anet = "zbr0"
+    address = ["10.91.0.10/24", "fd91::10/64"]
+    defrouter = "10.91.0.1"
+    [[fs]]
+    dir = "/srv"
+    special = "/srv/web"
+    type = "bind"
+    options = ["ro", "nosuid"]
+    [capped-memory]
+    physical = "512M"
+    [capped-cpu]
+    ncpus = 1.5
+    """,
 )
 _OF_OTHERS: Final = ("click", "cgroupspy", "prctl", "tomlkit")  # a new version of these is a new program too
 
@@ -135,6 +157,7 @@ class Launcher:
         process.set_name("zone-launcher")
         os.pwrite(lock.fileno(), b"%d\n" % os.getpid(), 0)  # for people and tests
         _load()
+        _warm_up()
         self.stamps = dict(_stamps())
         mine, manners = likeness.own()
         package = os.path.dirname(os.path.abspath(zonemgr.__file__))
@@ -273,10 +296,18 @@ def _load() -> None:
             importlib.import_module(module.name)
 
 
+def _warm_up() -> None:
+    """Do once what every fork would do at first: compile patterns, load the shipped brands, look at the host."""
+    loader.preload()
+    detect()
+    for text in _SAMPLES:
+        Zone.from_table(tomllib.loads(text), filename="sample", zonename="sample", default_zonepath="/sample")
+
+
 def _stamps() -> Iterator[tuple[str, tuple[int, int, int]]]:
     """Our own loaded files, and the heads of the packages that we need; whichever changes, we are out of date."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "zonemgr" or name in _OF_OTHERS:
+        if name.partition(".")[0] == "zonemgr" or name in _OF_OTHERS or name.startswith(loader.MODULE_PREFIX):
             path = _file_of(module)
             if path and (stamp := _stamp(path)):
                 yield path, stamp

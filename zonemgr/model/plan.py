@@ -58,7 +58,8 @@ class Op:
 
     def to_json(self) -> dict[str, Any]:
         """The op as a JSON table with its kind."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"kind": self.kind, **values}  # plain values and tuples of them: nothing to copy deeply
 
 
 def from_json(table: dict[str, Any]) -> Op:

@@ -17,14 +17,18 @@ from zonemgr.errors import PlatformError
 MAX_READ_BYTES = 4 << 20
 
 
-def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Replace the file's content by rename.  ``mode`` is exact, whatever the umask.  Raises PlatformError."""
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Replace the file's content by rename.  ``mode`` is exact, whatever the umask.  Raises PlatformError.
+
+    What does not outlive the host's boot is not ``durable``: nobody waits for a disk.
+    """
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _write_new(temporary, content, mode)
+        _write_new(temporary, content, mode, durable)
         os.rename(temporary, path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise PlatformError(
@@ -32,7 +36,7 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
         ) from error
 
 
-def _write_new(path: Path, content: bytes, mode: int) -> None:
+def _write_new(path: Path, content: bytes, mode: int, durable: bool) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
@@ -40,7 +44,8 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
         os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -100,6 +105,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o644) -> None:
+def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o644, *, durable: bool = True) -> None:
     """Write the object by rename, one line, keys in the order given."""
-    write_atomic(path, json.dumps(value, ensure_ascii=False) + "\n", mode)
+    write_atomic(path, json.dumps(value, ensure_ascii=False) + "\n", mode, durable=durable)

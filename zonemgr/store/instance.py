@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from zonemgr.errors import PlatformError
 from zonemgr.linux.procfs import boot_id, is_alive
 from zonemgr.model.brandspec import RestartPolicy
 from zonemgr.store.files import read_json, write_json
@@ -101,8 +102,14 @@ class Instance:
         return dataclasses.replace(self, **changes)
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Instance))
+
+
 def _to_json(instance: Instance) -> dict[str, Any]:
-    table = dataclasses.asdict(instance)
+    table = {name: getattr(instance, name) for name in _FIELDS}
+    for name in ("zsched", "init", "restart"):
+        if table[name] is not None:
+            table[name] = dataclasses.asdict(table[name])
     table["mode"], table["phase"] = instance.mode.value, instance.phase.value
     return table
 
@@ -117,8 +124,7 @@ _TUPLES = tuple(
 
 
 def _from_json(table: dict[str, Any]) -> Instance:
-    known = {field.name for field in dataclasses.fields(Instance)}
-    values = {key: value for key, value in table.items() if key in known}
+    values = {key: value for key, value in table.items() if key in _FIELDS}
     for name in _TUPLES:
         values[name] = tuple(values.get(name, ()))
     values["restart"] = RestartPolicy(**table.get("restart", {}))
@@ -138,8 +144,14 @@ def read(layout: Layout, zonename: str) -> Instance | None:
 def write(layout: Layout, instance: Instance) -> Instance:
     """Store the record (atomically) and return it."""
     path = layout.instance(instance.zonename)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    write_json(path, _to_json(instance), 0o644)
+    table = _to_json(instance)
+    try:
+        write_json(path, table, 0o644, durable=False)
+    except PlatformError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # the first zone of this boot of the host
+        write_json(path, table, 0o644, durable=False)
     return instance
 
 

@@ -7,6 +7,7 @@ else: the zones of another system, whose root is DIR; nothing is recorded there,
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib  # hashlib would load OpenSSL: 4 ms and 4 MB, for a name
 from dataclasses import dataclass
@@ -30,9 +31,7 @@ class Layout:
     @property
     def suffix(self) -> str:
         """Empty for the host's own instance, else ``-`` and eight hex digits that tell this root from others."""
-        if self.root == Path("/"):
-            return ""
-        return "-" + f"{zlib.crc32(os.fsencode(self.root), int(self.alternate)):08x}"
+        return _suffix(self)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -54,9 +53,7 @@ class Layout:
 
     @property
     def run(self) -> Path:
-        if self.alternate:
-            return self.host.run / "alternate" / self.suffix[1:]
-        return self.root / "run/zonemgr"
+        return _run(self)
 
     @property
     def log(self) -> Path:
@@ -90,3 +87,20 @@ class Layout:
 
     def zone_log(self, zonename: str) -> Path:
         return self.log / zonename
+
+
+# A boot asks for these hundreds of times.
+
+
+@functools.cache
+def _suffix(layout: Layout) -> str:
+    if layout.root == Path("/"):
+        return ""
+    return f"-{zlib.crc32(os.fsencode(layout.root), int(layout.alternate)):08x}"
+
+
+@functools.cache
+def _run(layout: Layout) -> Path:
+    if layout.alternate:
+        return layout.host.run / "alternate" / layout.suffix[1:]
+    return layout.root / "run/zonemgr"

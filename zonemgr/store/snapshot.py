@@ -23,7 +23,7 @@ def create(layout: Layout, zonename: str) -> Zone:
     zone = dataclasses.replace(zone, zonepath=os.path.realpath(zone.zonepath))
     path = layout.zone_run(zonename) / "snapshot.json"
     try:
-        write_json(path, {"version": VERSION, "zone": zone.to_json()}, 0o600)
+        write_json(path, {"version": VERSION, "zone": zone.to_json()}, 0o600, durable=False)
     except OSError as error:
         raise PlatformError("unable to create snapshot: {why}", why=error.strerror) from None
     return zone

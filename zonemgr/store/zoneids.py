@@ -27,6 +27,6 @@ def next_id(layout: Layout, in_use: Container[int] = ()) -> int:
         for step in range(ZONE_ID_MAX):
             candidate = (int(last) + step) % ZONE_ID_MAX + 1
             if candidate not in in_use:
-                files.write_json(path, {"version": 1, "boot_id": boot_id, "last": candidate})
+                files.write_json(path, {"version": 1, "boot_id": boot_id, "last": candidate}, durable=False)
                 return candidate
     raise PlatformError("all {count} zone ids are in use", count=ZONE_ID_MAX)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from zonemgr.errors import ConfigError, InternalError, NoSuchZoneError, PlatformError
 from zonemgr.model import checks
@@ -92,10 +93,30 @@ def load(layout: Layout, name: str) -> Zone:
     if not _is_name(name):
         raise NoSuchZoneError(name)
     path = layout.config(name)
+    before = _stamp(path)
+    read = _read.get(path)
+    if read is not None and read[0] == before:
+        return read[1]
     found = toml.read(path)
     if found is None:
         raise NoSuchZoneError(name)
-    return from_table(layout, name, *found)
+    zone = from_table(layout, name, *found)
+    if before is not None and before == _stamp(path):
+        _read.clear()  # a process asks for one zone again and again, or for each zone once
+        _read[path] = before, zone
+    return zone
+
+
+_read: dict[Path, tuple[tuple[int, int, int], Zone]] = {}  # the last configuration that was read; it is immutable
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with the file's content: files change by rename, and an editor changes the time."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def from_table(layout: Layout, name: str, table: dict[str, object], lines: toml.Lines) -> Zone:

@@ -293,6 +293,7 @@ class Supervisor:
         files.write_json(
             self._intent_path,
             request.intent,
+            durable=False,
         )
         self.current, self.procedure = request, cell.procedure if cell else None
         self.worker = workers.start(transition, job, self.lock.forget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from zonemgr.brandkit import loader
@@ -43,7 +44,7 @@ class Transition:
     zone: Zone | None = field(default=None)
     _brand: Brand | None = field(default=None)
 
-    @property
+    @cached_property
     def cgroup(self) -> ZoneCgroup:
         return ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename)
 

@@ -90,8 +90,17 @@ def write_file(path: Path, text: str) -> None:
 
 
 def detect() -> Hierarchy:
-    """The hierarchy of this host as this process sees it."""
-    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    """The hierarchy of this host as this process sees it.  Looked for once: hosts do not change theirs."""
+    place = os.stat("/proc/self/ns/mnt").st_ino
+    found = _found.get(place)
+    if found is None:
+        found = parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+        if found.cg2 is not None:  # else the operator is about to mount it
+            _found[place] = found
+    return found
+
+
+_found: dict[int, Hierarchy] = {}  # mount namespace -> what is mounted there
 
 
 def parse(mountinfo: str) -> Hierarchy:
@@ -114,6 +123,8 @@ def parse(mountinfo: str) -> Hierarchy:
 def _mounts(mountinfo: str) -> Iterator[tuple[Path, list[str] | None]]:
     """(place, v1 controllers) of each control group mount; None in place of controllers means cgroup2."""
     for line in mountinfo.splitlines():
+        if " - cgroup" not in line:
+            continue  # most lines, before any work on them
         left, _, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         # fields[3] is the part of the file system that is mounted: a bind of one folder is not a hierarchy.

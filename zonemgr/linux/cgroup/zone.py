@@ -60,15 +60,15 @@ class ZoneCgroup:
     @property
     def path(self) -> Path:
         """The zone's folder on cgroup2."""
-        return self.hierarchy.unified() / self.base / self.name
+        return Path(f"{self.hierarchy.unified()}/{self.base}/{self.name}")
 
     def part_path(self, part: str) -> Path:
         """The folder of one leaf."""
-        return self.path / Part(part).value
+        return Path(f"{self.hierarchy.unified()}/{self.base}/{self.name}/{Part(part).value}")
 
     def v1_paths(self) -> tuple[Path, ...]:
         """The zone's folder on each v1 mount."""
-        return tuple(mount / self.base / self.name for mount in self.hierarchy.v1_mounts)
+        return tuple(Path(f"{mount}/{self.base}/{self.name}") for mount in self.hierarchy.v1_mounts)
 
     # -- making and removing -------------------------------------------------------------------------------
 
@@ -152,7 +152,20 @@ class ZoneCgroup:
 
     def _hand_controllers_down(self) -> None:
         """Enable each controller from the root down to the leaves; one that cannot be is left for apply() to name."""
-        for controller in CONTROLLERS:
+        root = self.hierarchy.unified()
+        there = set((root / "cgroup.controllers").read_text().split())
+        wanted = [controller for controller in CONTROLLERS if controller in there]
+        for folder in (root, self.path.parent, self.path):
+            try:
+                missing = set(wanted).difference((folder / "cgroup.subtree_control").read_text().split())
+                if missing:
+                    write_file(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
+            except OSError:
+                self._hand_each_down(wanted)  # all or none in one go: then each by itself
+                return
+
+    def _hand_each_down(self, controllers: list[str]) -> None:
+        for controller in controllers:
             try:
                 self.enable(controller)
             except OSError:
