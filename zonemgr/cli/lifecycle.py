@@ -6,16 +6,18 @@ verb lets go of the supervisor, which finishes what it was asked for.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
 from zonemgr.cli.main import TailCommand, tail
 from zonemgr.cli.output import Session
+from zonemgr.cli.progress import count_down
 from zonemgr.errors import (
     Exit,
     InternalError,
@@ -212,12 +214,13 @@ def _perform(talk: Conversation, request: Request | None) -> None:
         talk.fail(internal)
 
 
-def run(session: Session, zonenames: Sequence[str], request: Request) -> int:
-    """Ask all zones side by side; the exit status."""
+def run(session: Session, zonenames: Sequence[str], request: Request, jobs: int | None = None) -> int:
+    """Ask all zones, so many of them at once; the exit status."""
     require_root(request.verb)
     talks = [Conversation(session, zonename) for zonename in dict.fromkeys(zonenames)]
     try:
-        _run([partial(_perform, talk, request) for talk in talks])
+        with count_down(session, request.verb, len(talks)) as tick:
+            _run([partial(_perform, talk, request) for talk in talks], jobs or jobs_at_once(), tick)
     except KeyboardInterrupt:
         _let_go(session, talks, request)
         return INTERRUPTED
@@ -226,13 +229,31 @@ def run(session: Session, zonenames: Sequence[str], request: Request) -> int:
     return max((talk.exit_code or 0 for talk in talks), default=0)
 
 
-def _run(jobs: Sequence[Callable[[], None]]) -> None:
+def jobs_at_once() -> int:
+    """Zones that are worked on side by side: enough to keep every processor busy while some of them wait."""
+    return max(4, 2 * len(os.sched_getaffinity(0)))
+
+
+def _run(jobs: Sequence[Callable[[], None]], at_once: int, tick: Callable[[int], None]) -> None:
     if len(jobs) == 1:
         jobs[0]()
         return
     import threading  # 5 ms that a single zone need not pay
 
-    threads = [threading.Thread(target=job, daemon=True) for job in jobs]
+    waiting = iter(jobs)
+    turn = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with turn:
+                job = next(waiting, None)
+            if job is None:
+                return
+            job()
+            with turn:
+                tick(1)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(jobs)))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -252,18 +273,59 @@ def _let_go(session: Session, talks: Sequence[Conversation], request: Request) -
             session.message(text, talk.zonename)
 
 
-def selected(session: Session, verb: str, zonenames: Sequence[str], everything: bool) -> Sequence[str]:
-    """The zones a verb is for.  Raises UsageError."""
-    if everything == bool(zonenames):
-        raise UsageError("give either zone names or -a" if everything else "no zone specified")
-    if not everything:
-        return zonenames
-    from zonemgr.store.observe import all_zones
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The zones that a command line names: by their names, by patterns, by their brand, or all of them."""
 
-    found = [seen.zonename for seen in all_zones(session.layout) if seen.state in ALL[verb]]
-    if not found:
-        session.note(message("there is no zone to {verb}", verb=verb))
-    return found
+    names: tuple[str, ...]
+    everything: bool
+    brand: str | None
+    jobs: int | None
+
+    def zones(self, session: Session, verb: str) -> Sequence[str]:
+        """The zones.  Those that nobody has named are the ones in a state which the verb is for.  Raises UsageError,
+        ZoneError.
+        """
+        patterns = [name for name in self.names if _PATTERN.intersection(name)]
+        if self.everything and self.names:
+            raise UsageError("give either zone names or -a")
+        if not (self.everything or self.names or self.brand):
+            raise UsageError("no zone specified")
+        if not (self.everything or patterns or self.brand):
+            return self.names
+        return self._found(session, verb, patterns)
+
+    def _found(self, session: Session, verb: str, patterns: Sequence[str]) -> Sequence[str]:
+        from fnmatch import fnmatchcase
+
+        from zonemgr.store.observe import all_zones
+
+        zones = all_zones(session.layout)
+        for pattern in patterns:
+            if not any(fnmatchcase(seen.zonename, pattern) for seen in zones):
+                raise ZoneError("no zone's name matches '{pattern}'", pattern=pattern)
+        named = set(self.names).difference(patterns)
+        meant = [
+            seen
+            for seen in zones
+            if seen.state in ALL[verb]
+            and (self.brand is None or seen.brand == self.brand)
+            and (not self.names or any(fnmatchcase(seen.zonename, pattern) for pattern in patterns))
+        ]
+        if self.brand is not None and named:
+            meant += [seen for seen in zones if seen.zonename in named and seen.brand == self.brand]
+            named = set()
+        found = [*(name for name in self.names if name in named), *(seen.zonename for seen in meant)]
+        if not found:
+            session.note(message("there is no zone to {verb}", verb=verb))
+        return found
+
+    def perform(self, session: Session, request: Request) -> int:
+        """All of a verb; the exit status."""
+        return run(session, self.zones(session, request.verb), request, self.jobs)
+
+
+_PATTERN: Final = frozenset("*?[")  # none of which a zone's name can contain
 
 
 def boot_arguments(words: Sequence[str] | None) -> str | None:
@@ -281,88 +343,95 @@ def _no_tail(verb: str) -> None:
         raise UsageError("{verb} takes no arguments after --", verb=verb)
 
 
-_names = click.argument("names", metavar="NAME...", nargs=-1)
-_all = click.option("-a", "--all", "everything", is_flag=True, help="All zones in a state for it.")
+Verb = TypeVar("Verb", bound=Callable[..., int])
+
+
+def _which(verb: Verb) -> Verb:
+    """The words that say which zones are meant, as one argument: a Choice."""
+
+    @functools.wraps(verb)
+    def call(
+        names: tuple[str, ...], everything: bool, brand: str | None, jobs: int | None, **options: Any
+    ) -> int:
+        session: Session = click.get_current_context().obj
+        return verb(session, Choice(names, everything, brand, jobs), **options)
+
+    for add in (
+        click.option(
+            "-j", "--jobs", type=click.IntRange(1, 1000), metavar="N", help="So many zones at once."
+        ),
+        click.option("-b", "--brand", metavar="BRAND", help="The zones of this brand (of those that are named)."),
+        click.option("-a", "--all", "everything", is_flag=True, help="All zones in a state for it."),
+        click.argument("names", metavar="NAME...", nargs=-1),
+    ):
+        call = add(call)
+    return call  # type: ignore[return-value]
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
-@click.pass_obj
-def ready(session: Session, names: tuple[str, ...], everything: bool) -> int:
+@_which
+def ready(session: Session, which: Choice) -> int:
     """Make the virtual platform of zones (file systems, network, limits) without starting a process."""
     _no_tail("ready")
-    return run(session, selected(session, "ready", names, everything), Request("ready", "Ready"))
+    return which.perform(session, Request("ready", "Ready"))
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
+@_which
 @click.option("-f", "--force", is_flag=True, help="Also boot a zone whose installation is incomplete.")
-@click.pass_obj
-def boot(session: Session, names: tuple[str, ...], everything: bool, force: bool) -> int:
+def boot(session: Session, which: Choice, force: bool) -> int:
     """Start zones.  Words after -- are boot arguments: -m OPTION, -i INIT, -s, and what init understands."""
     request = Request("boot", "Boot", {"args": boot_arguments(tail()), "force": force or None})
-    return run(session, selected(session, "boot", names, everything), request)
+    return which.perform(session, request)
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
-@click.pass_obj
-def reboot(session: Session, names: tuple[str, ...], everything: bool) -> int:
+@_which
+def reboot(session: Session, which: Choice) -> int:
     """Halt zones and boot them again, without asking their processes (shutdown -r asks)."""
     request = Request("reboot", "Reboot", {"args": boot_arguments(tail())})
-    return run(session, selected(session, "reboot", names, everything), request)
+    return which.perform(session, request)
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
-@click.pass_obj
-def halt(session: Session, names: tuple[str, ...], everything: bool) -> int:
+@_which
+def halt(session: Session, which: Choice) -> int:
     """Stop everything in zones at once and take their platforms down.  Cancels a boot that is under way."""
     _no_tail("halt")
-    return run(session, selected(session, "halt", names, everything), Request("halt", "Halt"))
+    return which.perform(session, Request("halt", "Halt"))
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
+@_which
 @click.option("-r", "--reboot", "again", is_flag=True, help="Boot again afterwards; boot arguments after --.")
 @click.option("-t", "--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="How long to wait.")
-@click.pass_obj
 def shutdown(
-    session: Session, names: tuple[str, ...], everything: bool, again: bool, timeout: int | None
+    session: Session, which: Choice, again: bool, timeout: int | None
 ) -> int:
     """Ask zones to shut themselves down, and wait for them.  A zone that does not is left running."""
     if not again:
         _no_tail("shutdown without -r")
     then = Request("boot", "Boot", {"args": boot_arguments(tail())}) if again else None
     request = Request("shutdown", "Shutdown", {"timeout": timeout}, then)
-    return run(session, selected(session, "shutdown", names, everything), request)
+    return which.perform(session, request)
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
+@_which
 @click.option("-f", "--force", is_flag=True, help="Also a zone whose installation is incomplete.")
 @click.option(
     "-u", "--update", is_flag=True, help="Open the root itself for changes, not a scratch zone beside it."
 )
-@click.pass_obj
-def mount(session: Session, names: tuple[str, ...], everything: bool, force: bool, update: bool) -> int:
+def mount(session: Session, which: Choice, force: bool, update: bool) -> int:
     """Open the roots of zones for maintenance: no network, no limits, no init; login works."""
     _no_tail("mount")
     request = Request("mount", "Mount", {"update": update or None, "force": force or None})
-    return run(session, selected(session, "mount", names, everything), request)
+    return which.perform(session, request)
 
 
 @click.command(cls=TailCommand)
-@_names
-@_all
-@click.pass_obj
-def unmount(session: Session, names: tuple[str, ...], everything: bool) -> int:
+@_which
+def unmount(session: Session, which: Choice) -> int:
     """End the maintenance of zones that were mounted."""
     _no_tail("unmount")
-    return run(session, selected(session, "unmount", names, everything), Request("unmount", "Unmount"))
+    return which.perform(session, Request("unmount", "Unmount"))
