@@ -88,7 +88,7 @@ class Asked(Exception):
     """A usage text was asked for, or is all that can be answered."""
 
     def __init__(self, lines: Sequence[str], status: int, *, error: bool = False) -> None:
-        super().__init__("usage")
+        super().__init__()
         self.lines = lines
         self.status = status
         self.error = error  # it goes to standard error
@@ -342,11 +342,11 @@ def zoneadmd() -> NoReturn:
     session = Session("zoneadmd")
     speak(locale_of_environment())
     try:
-        options, rest = _options(sys.argv[1:], "z:R:")
-        zone = dict(options).get("-z")
-        if zone is None or rest or "-R" in dict(options):
-            raise UsageError("-z zonename")
+        options, rest = _options(sys.argv[1:], "z:")
     except UsageError:
+        options, rest = [], []
+    zone = dict(options).get("-z")
+    if zone is None or rest:
         print("\n".join(ZONEADMD_USAGE), file=sys.stderr)
         sys.exit(int(Exit.USAGE))
     try:

@@ -34,8 +34,10 @@ from errno import (
     EXDEV,
 )
 
-_NOT_ROOT = "it needs root on the host, with all capabilities"
-_LIMIT_OF_NAMESPACES = "a limit of namespaces is reached: raise the user.max_*_namespaces sysctls"
+from zonemgr.errors import marked, message
+
+_NOT_ROOT = marked("it needs root on the host, with all capabilities")
+_LIMIT_OF_NAMESPACES = marked("a limit of namespaces is reached: raise the user.max_*_namespaces sysctls")
 
 # "" stands for any call.
 _HINTS: dict[tuple[str, int], str] = {
@@ -145,4 +147,4 @@ def explain(error: OSError, call: str = "") -> str:
             f"{text}: {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}"
         )
     advice = hint(named or call, error.errno)
-    return f"{text} ({advice})" if advice else text
+    return f"{text} ({message(advice)})" if advice else text
