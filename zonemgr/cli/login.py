@@ -487,7 +487,10 @@ def log_in(
     solaris = session.program == "zlogin"
     ours = int(Exit.ERROR) if solaris else OURS
     try:
-        with opened(session, zonename, living(session, zonename)) as entry:
+        instance = living(session, zonename)
+        if instance.privileged and not _is_sealed():
+            return _sealed(session)
+        with opened(session, zonename, instance) as entry:
             wanted = wish(entry, user, words, failsafe=failsafe, tty=tty, line=line)
             sys.stdout.flush()
             if tty:
@@ -508,6 +511,21 @@ def log_in(
     except OSError as error:
         session.report(ZoneError("cannot enter the zone: {why}", why=error), zonename)
         return ours
+
+
+def _is_sealed() -> bool:
+    from zonemgr.linux import sealed
+
+    return sealed.is_sealed()
+
+
+def _sealed(session: Session) -> int:
+    """Into a zone without a user namespace goes only an interpreter that nobody can write to: the same run in one."""
+    from zonemgr.linux import sealed
+    from zonemgr.wire import launch, start
+
+    words = start.program_named(session.program, *sys.argv[1:])
+    return sealed.run(words, {**os.environ, launch.SWITCH: "no"})
 
 
 def check_conflicts(conflicts: Mapping[str, bool]) -> None:

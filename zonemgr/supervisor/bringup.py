@@ -9,7 +9,7 @@ import os
 
 from zonemgr.brandkit import verify as brands
 from zonemgr.errors import PlatformError, ZoneError
-from zonemgr.linux import namespaces, process, procfs, seccomp
+from zonemgr.linux import namespaces, process, procfs, sealed, seccomp
 from zonemgr.linux.cgroup import Part
 from zonemgr.model import bootargs
 from zonemgr.model.states import Command, State
@@ -63,6 +63,11 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             writable=_wants_writable(transition),
         )
         instance = instance.but(frozen=compose.frozen_folders(subject))
+        if zone.privileged and not sealed.is_sealed():
+            raise PlatformError(
+                "the zone has become privileged while its supervisor was running: disconnect what is connected to "
+                "it (console, events), and try again"
+            )
         filters.program(layout, instance)  # what cannot be compiled is told before anything is made
         instances.write(layout, instance)
         builder = _Builder(transition, instance, subject.root)

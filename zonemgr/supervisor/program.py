@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
-from zonemgr.linux import caps, process
+from zonemgr.linux import caps, process, sealed
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect, supervisors
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store import instance as instances
@@ -93,6 +93,7 @@ def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
     starter = Starter(ready_fd)
     try:
         _check(layout, zonename)
+        _seal(layout, zonename, starter)
         os.chdir("/")
         os.umask(0o022)
         base = "zonemgr" + layout.suffix
@@ -108,6 +109,29 @@ def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
     except OSError as error:
         starter.say(message("could not start the supervisor: {why}", why=error))
         return int(Exit.ERROR)
+
+
+def _seal(layout: Layout, zonename: str, starter: Starter) -> None:
+    """Before a zone without a user namespace: go on as the same program in an interpreter that nobody can write to."""
+    if not _is_privileged(layout, zonename) or sealed.is_sealed():
+        return
+    from zonemgr.wire import start
+
+    words = ["serve", zonename, "--root", str(layout.root), "--ready-fd", str(starter.descriptor)]
+    if starter.descriptor >= 0:
+        os.set_inheritable(starter.descriptor, True)
+    sealed.execute(start.program("zonemgr.supervisor", *words), os.environ)
+
+
+def _is_privileged(layout: Layout, zonename: str) -> bool:
+    """As it lives, or as it would be made.  A configuration that cannot be read makes nothing."""
+    instance = instances.read(layout, zonename)
+    if instance is not None:
+        return instance.privileged
+    try:
+        return zones.load(layout, zonename).privileged
+    except ZoneError:
+        return False
 
 
 def _check(layout: Layout, zonename: str) -> None:

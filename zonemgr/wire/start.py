@@ -62,6 +62,13 @@ def program(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-c", _BOOTSTRAP.format(module), str(home), *arguments]  # a checkout
 
 
+def program_named(name: str, *arguments: str) -> list[str]:
+    """As ``program``, for one of the programs that people call, by its name (``zonemgr``, ``zlogin``)."""
+    home = str(Path(zonemgr.__file__).resolve().parent.parent)
+    code = f"import sys;sys.path.append(sys.argv.pop(1));from zonemgr.launcher.client import {name};{name}()"
+    return [sys.executable, "-I", "-c", code, home, *arguments]
+
+
 def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What a supervisor inherits: nothing of the caller's but the language and our own switches."""
     kept = {
