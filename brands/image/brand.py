@@ -37,8 +37,7 @@ class Image(Brand):
         from . import sources  # not at the top: the brand is loaded for every transition
 
         source, tag, wanted = _options(arguments)
-        if not source.startswith(sources.REGISTRY):
-            source = os.path.join(zone.working_folder, source)
+        source = sources.located(source, zone.working_folder)
         if os.path.lexists(zone.root):
             raise BrandError("{root} exists already", root=zone.root)
         # This process reads what strangers made: a lie in a header must not cost the host its memory.

@@ -17,6 +17,9 @@ from . import archive, oci, program
 from .unpack import Unpacker
 
 REGISTRY: Final = "docker://"
+# What skopeo fetches: from a registry, a daemon or another tool's storage, and from files (whose names follow).
+FILES: Final = ("oci:", "oci-archive:", "docker-archive:", "dir:")
+FETCHED: Final = (REGISTRY, "docker-daemon:", "containers-storage:", *FILES)
 DOWNLOAD: Final = "image.download"  # below the zonepath, while a registry is read
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -26,8 +29,8 @@ Say = Callable[[str], None]
 def fill(root: RootDir, source: str, scratch: str, *, tag: str, wanted: str, say: Say) -> None:
     """Fill an empty root and write down what it runs.  Raises NotCompleted, UsageError, OSError."""
     with Unpacker(root) as unpacker:
-        if source.startswith(REGISTRY):
-            config = _from_registry(source, scratch, unpacker, tag, say)
+        if source.startswith(FETCHED):
+            config = _by_skopeo(source, scratch, unpacker, tag, say)
         elif os.path.isdir(source):
             config = _from_folder(source, unpacker, tag, say)
         elif os.path.isfile(source):
@@ -130,13 +133,21 @@ def _image(files: oci.Files, unpacker: Unpacker, tag: str, say: Say) -> oci.Json
     return image.config
 
 
-def _from_registry(source: str, scratch: str, unpacker: Unpacker, tag: str, say: Say) -> oci.Json | None:
+def located(source: str, folder: str) -> str:
+    """The source with a relative name of a file completed."""
+    transport = next((found for found in FETCHED if source.startswith(found)), "")
+    if transport and transport not in FILES:
+        return source
+    return transport + os.path.join(folder, source.removeprefix(transport))
+
+
+def _by_skopeo(source: str, scratch: str, unpacker: Unpacker, tag: str, say: Say) -> oci.Json | None:
     if shutil.which("skopeo") is None:
         raise NotCompleted(
-            "images of registries are fetched by skopeo: install the package skopeo on the host"
+            "such images are fetched by skopeo: install the package skopeo on the host"
         )
     if tag:
-        raise UsageError("an image of a registry is named in the reference, not with -t")
+        raise UsageError("an image that skopeo fetches is named in the reference, not with -t")
     folder = f"{scratch}/{DOWNLOAD}"
     shutil.rmtree(folder, ignore_errors=True)
     say(message("fetching {source}", source=source))

@@ -119,6 +119,10 @@ def _debootstrap() -> str:
     return "" if shutil.which("debootstrap", path="/usr/sbin:/usr/bin") else "there is no debootstrap"
 
 
+def _skopeo() -> str:
+    return "" if shutil.which("skopeo") else "there is no skopeo"
+
+
 PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "root": _root,
     "userns": _userns,
@@ -132,6 +136,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "nft": _nft,
     "busybox": _busybox,
     "debootstrap": _debootstrap,
+    "skopeo": _skopeo,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,32 @@ def test_an_application_that_is_missing_says_so(instance: Instance, tmp_path: Pa
     assert done.returncode == 1
     assert "nowhere: No such file or directory" in done.stderr
     assert instance.state("web") == "installed"
+
+
+@pytest.mark.requires("skopeo")
+def test_what_skopeo_knows_is_fetched_and_run(instance: Instance, tmp_path: Path) -> None:
+    """The way of a registry's image, from an archive as docker saves it, named from the caller's folder."""
+    layout = _app().write(tmp_path / "layout")
+    there = f"docker-archive:{tmp_path}/saved.tar:app:1"
+    subprocess.run(["skopeo", "copy", "--quiet", f"oci:{layout}", there], check=True)
+    instance.configured("web", "-b", "image")
+    words = [*instance.command, "install", "web", "docker-archive:saved.tar"]
+    subprocess.run(words, cwd=tmp_path, env=instance.env, check=True, capture_output=True)
+    zonepath = instance.layout.zonepath("web")
+    assert sorted(path.name for path in zonepath.iterdir()) == ["root"]
+    instance.run("boot", "web")
+    _up(zonepath / "root")
+    instance.run("shutdown", "web")
+    assert (zonepath / "root/srv/ended").read_text() == "ended\n"
+
+
+@pytest.mark.requires("skopeo")
+def test_what_skopeo_does_not_find_leaves_the_zone_as_it_was(instance: Instance, tmp_path: Path) -> None:
+    instance.configured("web", "-b", "image")
+    done = instance.run("install", "web", f"docker-archive:{tmp_path}/nothing.tar", check=1)
+    assert "skopeo could not fetch" in done.stderr and "no such file" in done.stderr
+    assert instance.state("web") == "configured"
+    assert not instance.layout.zonepath("web").exists()
 
 
 def test_a_hostile_archive_leaves_the_zone_as_it_was(instance: Instance, tmp_path: Path) -> None:
