@@ -13,6 +13,8 @@ from typing import Final
 import pytest
 
 from tests.kit import leaks, probes
+from tests.kit.debian import Debian
+from tests.kit.debian import debian as make_debian
 from tests.kit.instance import Instance
 from tests.kit.isolation import Isolation
 from tests.kit.nursery import Nursery, nursery
@@ -164,6 +166,13 @@ def new_instance(no_leaks: Registry) -> NewInstance:
 def instance(new_instance: NewInstance) -> Instance:
     """A fresh instance of zonemgr, ended after the test."""
     return new_instance()
+
+
+@pytest.fixture(scope="session")
+def debian() -> Iterator[Debian]:
+    """A Debian zone that was installed once; for tests marked ``host``."""
+    with make_debian(PLACE) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

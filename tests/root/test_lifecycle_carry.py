@@ -262,3 +262,35 @@ def test_sysboot_is_for_installed_zones(instance: Instance) -> None:
     assert "sysboot operation is invalid for configured zones." in instance.run("sysboot", "web", check=1).stderr
     instance.run("install", "web")
     instance.run("sysboot", "web")
+
+
+def test_every_verb_has_a_result_in_json(instance: Instance) -> None:
+    """The same shape for all, on standard output; what was said is in it, and on standard error as ever."""
+    archive = str(instance.root / "web.tar")
+    instance.configured("web", "--no-net")
+    for words in (
+        ("verify", "web"),
+        ("install", "web"),
+        ("clone", "web", "new"),
+        ("move", "new", str(instance.root / "elsewhere")),
+        ("rename", "new", "other"),
+        ("detach", "other"),
+        ("attach", "other"),
+        ("sysboot", "other"),
+        ("export", "web", "-f", archive),
+        ("mark", "web", "incomplete"),
+        ("uninstall", "web", "-F"),
+        ("import", "third", "-f", archive),
+        ("delete", "web", "-F"),
+    ):
+        done = instance.run("--json", *words)
+        (result,) = json.loads(done.stdout)
+        assert result["ok"] and result["zonename"] in ("web", "new", "other", "third"), words
+        assert [f"zonemgr: zone '{result['zonename']}': {line}" for line in result["messages"]] == (
+            done.stderr.splitlines()
+        )
+    (result,) = json.loads(instance.run("--json", "install", "other", check=1).stdout)
+    assert result == {"zonename": "other", "ok": False, "note": None, "messages": ["is already installed."]}
+    manifest = json.loads(instance.run("--json", "detach", "-n", "other").stdout)
+    assert manifest["zonename"] == "other"
+    assert not instance.run("--json", "export", "third").stdout.startswith("[")

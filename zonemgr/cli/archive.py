@@ -55,9 +55,10 @@ def export(session: Session, name: str, filename: str) -> int:
 
     It is a tar archive, compressed as FILE's name says (.tar, .tar.gz, .tar.zst), else by zstd where there is one.
     """
-    with session.about(name):
+    with session.acting_on(name):
         if filename == "-" and sys.stdout.isatty():
             raise UsageError("an archive is not for a terminal: give a file with -f, or a pipe")
+        session.printed = filename == "-"  # the archive itself
         check(session, "export", name)
         layout = session.layout
         with administration(layout, name, say_of(session, name)), at_rest(layout, name):
@@ -161,7 +162,7 @@ def import_zone(session: Session, name: str | None, filename: str, trust: bool) 
             opened = archive.Archive(stream)
             try:
                 wanted = name or opened.manifest.zonename
-                with session.about(wanted):
+                with session.acting_on(wanted):
                     _import(session, wanted, opened, trust)
             finally:
                 opened.close()

@@ -47,10 +47,10 @@ def detach(session: Session, name: str, arguments: tuple[str, ...], dry_run: boo
     """Take an installed zone's files out of its configuration.  They stay where they are, ready for attach."""
     from zonemgr.store import detached, zones
 
-    with session.about(name):
+    with session.acting_on(name):
         if dry_run:
             zones.load(session.layout, name)
-            sys.stdout.write(detached.Manifest.of(session.layout, name).text())
+            session.data(detached.Manifest.of(session.layout, name).text().rstrip("\n"))
             return Exit.OK
         check(session, "detach", name)
         with administration(session.layout, name, say_of(session, name)):
@@ -112,7 +112,7 @@ def attach(
     """Make the files below a configured zone's zonepath, left by detach, the zone's own."""
     if force and manifest is not None:
         raise UsageError("-F and -n flags are mutually exclusive")
-    with session.about(name):
+    with session.acting_on(name):
         if manifest is not None:
             return _check_manifest(session, name, manifest)
         require_root("attach")

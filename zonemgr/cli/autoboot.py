@@ -30,7 +30,7 @@ GRACE: Final = 0.75  # the part of the time for stopping that zones get to shut 
 @click.pass_obj
 def sysboot(session: Session, name: str) -> int:
     """Tell the brand of an installed zone that the host has booted, without booting the zone."""
-    with session.about(name):
+    with session.acting_on(name):
         check(session, "sysboot", name)
         _sysboot(session, name)
     return Exit.OK

@@ -69,7 +69,7 @@ def clone(
 
     A NAME that is not configured gets SOURCE's configuration with addresses, a path and a name of its own.
     """
-    with session.about(name):
+    with session.acting_on(name):
         return _clone(session, source, name, arguments, method, snapshot)
 
 

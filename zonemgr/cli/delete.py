@@ -22,7 +22,7 @@ def delete(session: Session, zonename: str, force: bool) -> None:
 
     The zone must be uninstalled; -F forgets an installed one and leaves its files where they are.
     """
-    with session.about(zonename):
+    with session.acting_on(zonename):
         name_check("delete", zonename)
         delete_zone(session, zonename, force=force)
 

@@ -33,7 +33,7 @@ BUSY = "another zonemgr may have an operation in progress."
 @click.pass_obj
 def install(session: Session, name: str, arguments: tuple[str, ...]) -> int:
     """Give a configured zone its root.  What follows NAME is for the zone's brand."""
-    with session.about(name):
+    with session.acting_on(name):
         return _install(session, name, arguments)
 
 

@@ -295,6 +295,7 @@ def run(command: click.Command, arguments: Sequence[str], session: Session) -> N
     speak(locale_of_environment())
     try:
         code = _result(command, arguments, session)
+        session.answer(code)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has gone (``| head``).  Python would complain once more at exit, so its stdout leads nowhere now.
@@ -318,6 +319,8 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
         return Exit.ERROR
     except (click.Abort, KeyboardInterrupt):
         return 128 + 2
+    except SystemExit as end:  # what was wrong has been reported (Session.about), or it is another program's status
+        return end.code if isinstance(end.code, int) else Exit.OK if end.code is None else Exit.ERROR
     except ZoneError as error:
         session.report(error)
         return error.exit_code

@@ -17,7 +17,7 @@ from zonemgr.model.states import State
 @click.pass_obj
 def mark(session: Session, name: str, state: str, force: bool) -> int:
     """Record that a zone is incomplete, with -F also configured or installed.  Its files stay as they are."""
-    with session.about(name):
+    with session.acting_on(name):
         wanted = _state(state, force)
         check(session, "mark", name)
         with administration(session.layout, name, say_of(session, name)):

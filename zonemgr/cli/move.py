@@ -24,7 +24,7 @@ def move(session: Session, name: str, path: str) -> int:
 
     Within a file system this is a rename, across file systems a copy, after which the old files are removed.
     """
-    with session.about(name):
+    with session.acting_on(name):
         check(session, "move", name)
         with administration(session.layout, name, say_of(session, name)):
             check(session, "move", name)
@@ -106,7 +106,7 @@ def _size(source: str, target: str) -> int | None:
 @click.pass_obj
 def rename(session: Session, name: str, new_name: str) -> int:
     """Give a zone that does not run another name.  A zonepath in the default place is renamed with it."""
-    with session.about(name):
+    with session.acting_on(name):
         rename_zone(session, name, new_name)
     return 0
 

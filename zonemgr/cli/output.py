@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from zonemgr.errors import Exit, InternalError, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.store.paths import Layout
+
+_SAID_MAX: Final = 1000  # of a verb's messages, the last ones: what its result in JSON repeats
 
 
 class Session:
@@ -26,6 +29,9 @@ class Session:
         self.alternate = False  # the root is another system's
         self.json = False
         self.quiet = False
+        self.printed = False  # there is something on standard output: the answer
+        self._acted_on: str | None = None
+        self._said: deque[str] = deque(maxlen=_SAID_MAX)
         self._layout: Layout | None = None
 
     @property
@@ -37,6 +43,7 @@ class Session:
 
     def data(self, text: str) -> None:
         """One line (or more) of what was asked for."""
+        self.printed = True
         sys.stdout.write(text + "\n")
 
     def emit(self, value: Any, *, indent: int | None = 2) -> None:
@@ -47,6 +54,7 @@ class Session:
         """Something for the operator's eyes: a text that is made, or one that ``message`` knows."""
         about = message("zone '{zonename}': ", zonename=zonename) if zonename else ""
         for line in printable(message(text)).splitlines() or [""]:
+            self._said.append(line)
             # In one piece: zones that boot side by side share the terminal.
             sys.stderr.write(f"{self.program}: {about}{line}\n")
         sys.stderr.flush()
@@ -65,6 +73,19 @@ class Session:
         self.message(error.text, None if isinstance(error, NoSuchZoneError) else zonename)
         for note in getattr(error, "__notes__", ()):
             self.message(f"  {note}", zonename)
+
+    @contextmanager
+    def acting_on(self, zonename: str) -> Iterator[None]:
+        """As ``about``, for a verb that changes one zone and prints nothing: ``answer`` has its result."""
+        self._acted_on = zonename
+        with self.about(zonename):
+            yield
+
+    def answer(self, code: int) -> None:
+        """At the end of a run: the result of a verb that printed nothing, as the verbs that run zones give theirs."""
+        if self.json and self._acted_on is not None and not self.printed:
+            said = list(self._said)
+            self.emit([{"zonename": self._acted_on, "ok": code == Exit.OK, "note": None, "messages": said}])
 
     @contextmanager
     def about(self, zonename: str) -> Iterator[None]:

@@ -29,7 +29,7 @@ NO_TERMINAL = "Input not from terminal and -F not specified: uninstall not done.
 @click.pass_obj
 def uninstall(session: Session, name: str, arguments: tuple[str, ...], force: bool) -> int:
     """Destroy a zone's root and all that is in it.  The configuration stays."""
-    with session.about(name):
+    with session.acting_on(name):
         return _uninstall(session, name, arguments, force)
 
 

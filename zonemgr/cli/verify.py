@@ -18,7 +18,7 @@ def verify(session: Session, name: str) -> int:
     from zonemgr.model.grid import client_check, name_check
     from zonemgr.store import observe, zones
 
-    with session.about(name):
+    with session.acting_on(name):
         name_check("verify", name)
         seen = observe.observe(session.layout, name)
         client_check("verify", seen.state if seen.state.active else None, seen.state)

@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 
 from brands.debian import bootstrap, mirror, personality
+from tests.kit.debian import Debian
 from tests.kit.instance import Instance
+from tests.kit.plugin import Registry
 from tests.kit.waiting import until
 from zonemgr.brandkit import loader
 from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.brandkit.rootdir import RootDir
 from zonemgr.store import zones
 
-INSTALL_S = 1200.0
 LIFE_S = 180.0  # from systemd's order to reboot until the next login prompt; services may take their time to stop
 
 
 @pytest.mark.host
 @pytest.mark.long
 @pytest.mark.requires("root", "userns", "mount", "net", "cgroup", "debootstrap")
-def test_from_the_mirror_to_an_orderly_shutdown(instance: Instance) -> None:
+def test_from_the_mirror_to_an_orderly_shutdown(debian: Debian, no_leaks: Registry) -> None:
     """One story, since the install is what takes long: a minute, more on a busy machine."""
-    instance.configured("web", "-b", "debian")
-    said = instance.run("install", "web", timeout=INSTALL_S).stderr
+    instance, said = no_leaks.add(debian.instance), debian.said
     root = instance.layout.zonepath("web") / "root"
 
     assert "configuring packages" in said
