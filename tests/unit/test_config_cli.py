@@ -57,7 +57,7 @@ REFUSED = [
     (["create", "x", "autoboot=maybe"], 1, "zone 'x': autoboot must be true or false, not 'maybe'"),
     (["create", "x", "autoboot"], 2, "'autoboot' is not of the form property=value"),
     (["create", "x", "zonename=y"], 1, "zonename is 'y', but the file is that of 'x'"),
-    (["create", "x", "ip-type=shared"], 1, "zone 'x': ip-type 'shared' is not supported yet (use exclusive)"),
+    (["create", "x", "ip-type=none"], 1, "zone 'x': ip-type must be exclusive or shared, not 'none'"),
     (["create", "x", "-b", "no-such-brand"], 1, "zone 'x': brand 'no-such-brand' is not known"),
     (["create", "x", "-t", "nothing"], 1, "there is neither a template nor a zone named 'nothing'"),
     (["create", "x", "-t", "web", "--no-net"], 2, "-t cannot be given together with -b or --no-net"),

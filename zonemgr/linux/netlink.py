@@ -206,8 +206,11 @@ def delete_link(name: str, netns_fd: int | None = None) -> bool:
         return True
 
 
-def add_address(link: str, address: str) -> None:
-    """Give one more address (``192.0.2.7/24``) to a link of this network namespace; it must be in use nowhere here."""
+def add_address(link: str, address: str, *, by_choice: bool = False) -> None:
+    """Give one more address (``192.0.2.7/24``) to a link of this network namespace; it must be in use nowhere here.
+
+    ``by_choice``: an IPv6 address that nobody sends from who has not chosen it.
+    """
     with _rtnl() as rtnl:
         index, interface = _index(rtnl, link), _interface(address)
         owner = _addresses(rtnl).get(str(interface.ip))
@@ -217,7 +220,7 @@ def add_address(link: str, address: str) -> None:
                 address=address,
                 owner=owner,
             )
-        _add_address(rtnl, index, link, interface)
+        _add_address(rtnl, index, link, interface, by_choice=by_choice)
 
 
 def remove_address(link: str, address: str) -> bool:
@@ -496,7 +499,7 @@ def _addresses(rtnl: Any) -> dict[str, str]:
     }
 
 
-def _add_address(rtnl: Any, index: int, link: str, address: Any) -> None:
+def _add_address(rtnl: Any, index: int, link: str, address: Any, *, by_choice: bool = False) -> None:
     hints = {
         errno.EACCES: "IPv6 is disabled on this link",
         errno.EPERM: "IPv6 is disabled on this link",
@@ -509,6 +512,7 @@ def _add_address(rtnl: Any, index: int, link: str, address: Any) -> None:
             address=str(address.ip),
             prefixlen=address.network.prefixlen,
             **({"flags": _IFA_F_NODAD} if address.version == 6 else {}),
+            **({"preferred_lft": 0, "valid_lft": 0xFFFFFFFF} if address.version == 6 and by_choice else {}),
         )
 
 

@@ -282,13 +282,6 @@ def pool_name(value: object) -> str:
     return given
 
 
-def ip_type(value: object) -> str:
-    given = one_of("exclusive", "shared")(value)
-    if given == "shared":
-        raise Refused("'shared' is not supported yet (use exclusive)")
-    return "exclusive"
-
-
 def host_id(value: object) -> int:
     """A host id: hexadecimal text, or a TOML integer (0x...)."""
     if isinstance(value, str):

@@ -637,6 +637,40 @@ class Macvlan(Op):
 
 
 @dataclass(frozen=True)
+class SharedAddress(Op):
+    """An address on a link of the host, for a zone on the host's own network stack."""
+
+    kind: ClassVar[str] = "shared-address"
+    live: ClassVar[Live] = Live.REMAKE
+    link: str
+    address: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, network.bare(self.address))
+
+    def describe(self) -> str:
+        return f"give link {self.link} of the host the address {self.address}"
+
+
+@dataclass(frozen=True)
+class HoldToAddresses(Op):
+    """The zone's processes use these addresses of the host's network stack, and no others."""
+
+    kind: ClassVar[str] = "hold-addresses"
+    live: ClassVar[Live] = Live.REWRITE
+    addresses: tuple[str, ...]
+    number: int  # tells the zone from others of the host, for a loopback address of its own
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind,)
+
+    def describe(self) -> str:
+        return f"hold the zone to {' '.join(self.addresses) or 'no address'} of the host's network"
+
+
+@dataclass(frozen=True)
 class MoveLink(Op):
     """A physical link given to the zone, and taken back at halt."""
 

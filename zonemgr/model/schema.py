@@ -181,7 +181,10 @@ GLOBAL_PROPERTIES: Final = (
         Form.BOOLEAN, False,
     ),
     Property("scheduling-class", checks.word, "the scheduling class of the zone", effect=False),
-    Property("ip-type", checks.ip_type, "exclusive: a network stack of its own", default="exclusive"),
+    Property(
+        "ip-type", checks.one_of("exclusive", "shared"),
+        "exclusive: a network stack of its own; shared: addresses on the host's", default="exclusive",
+    ),
     Property("hostid", checks.host_id, "the zone's host id, hexadecimal"),
     Property(
         "fs-allowed", checks.list_of(checks.file_system_name),

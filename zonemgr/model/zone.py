@@ -655,15 +655,15 @@ def _check_shared_link(reader: _Reader, path: Path, link: NetResource) -> None:
     """A zone on the host's own network stack has addresses there, and nothing else (reference, section 7.4)."""
     if link.physical is None or not link.address:
         raise reader.fail(path, "net: ip-type shared needs physical (a link of the host) and an address")
-    for key in ("linkname", "mac_address", "mtu"):
-        if getattr(link, key) is not None:
+    for key in ("linkname", "mac_address", "mac_prefix", "mtu", "defrouter", "configure_allowed_address"):
+        if getattr(link, key):
             name = key.replace("_", "-")
             raise reader.fail((*path, name), "net: {name} cannot be set with ip-type shared", name=name)
 
 
 def _check_forwards(reader: _Reader, zone: Zone) -> None:
     seen: list[str] = []
-    own = [address for link in zone.net for address in link.address]
+    own = [address for link in zone.net if link.anet for address in link.address]
     for index, forward in enumerate(zone.forward):
         path: Path = ("forward", index)
         if zone.ip_type == "shared":

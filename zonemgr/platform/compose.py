@@ -21,6 +21,7 @@ from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import network, plan
 from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
+from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.model.zone import FsResource, NetResource, Zone
 from zonemgr.platform import resources
 from zonemgr.store.instance import Mode
@@ -90,7 +91,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
             ops.append(plan.HostId(zone.hostid))
         settings = resources.sysctls(zone)
         ops += [plan.Sysctls(settings)] if settings else []
-        ops += [plan.Loopback(), *_network(subject)]
+        ops += _network(subject)
     ops += _frozen(subject)
     ops.append(plan.Seal())
     return tuple(ops)
@@ -357,9 +358,10 @@ def _host_directories() -> tuple[str, ...]:
 def _network(subject: Subject) -> list[plan.Op]:
     """Claims first, then what zones share, then the filters, so that no link is ever without its own."""
     zone = subject.zone
-    if zone.ip_type != "exclusive":
-        raise PlatformError("ip-type '{ip_type}' is not supported yet", ip_type=zone.ip_type)
     ops: list[plan.Op] = [plan.Claim(claim) for claim in network.claims(zone)]
+    if zone.ip_type == "shared":
+        return [*ops, *_shared_network(subject)]
+    ops.append(plan.Loopback())
     ops += _shared_by_zones(subject)
     ops += _filters(subject)
     for index, net in enumerate(zone.net):
@@ -368,6 +370,18 @@ def _network(subject: Subject) -> list[plan.Op]:
     if subject.settings.admit and bridges:
         ops.append(plan.Admit(zone.zonename, bridges, admitting_chains(subject.settings.admit)))
     return ops
+
+
+def _shared_network(subject: Subject) -> list[plan.Op]:
+    """Addresses on the host's links, and the zone held to them."""
+    zone = subject.zone
+    if zone.privileged:
+        raise PlatformError("ip-type shared needs a user namespace: root of a privileged zone is the host's")
+    ops: list[plan.Op] = [
+        plan.SharedAddress(net.physical or "", address) for net in zone.net for address in net.address
+    ]
+    own = tuple(network.bare(address) for net in zone.net for address in net.address)
+    return [*ops, plan.HoldToAddresses(own, subject.uid_base // IDS_PER_ZONE)]
 
 
 ADMITTING = {

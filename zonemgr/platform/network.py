@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zonemgr.errors import PlatformError
+from zonemgr.errors import PlatformError, message
 from zonemgr.linux import netlink
 from zonemgr.model import plan
 from zonemgr.platform.stage import Stage
@@ -111,6 +111,46 @@ def move_link(op: plan.MoveLink, stage: Stage) -> None:
 def moved_links(layout: Layout, zonename: str) -> Path:
     """The file with what each moved link was on the host, and the index that it has in the zone."""
     return layout.zone_run(zonename) / "links.json"
+
+
+def shared_address(op: plan.SharedAddress, stage: Stage) -> None:
+    """An address on a link of the host.  A link that is not there yet is passed over, as the reference has it."""
+    if not netlink.link_exists(op.link):
+        stage.say(
+            message(
+                "WARNING: skipping network interface '{link}' which may not be present/plumbed in the global zone.",
+                link=op.link,
+            )
+        )
+        return
+    taken = netlink.addresses_in_use().get(op.address.partition("/")[0])
+    if taken is not None:
+        raise PlatformError(
+            "could not bring network interface up: address {address} is in use by link {link} of the host",
+            address=op.address,
+            link=taken,
+        )
+    # Before it is there: an undo takes no address that the host had before.
+    mine = [*shared_addresses(stage.layout, stage.zonename), op.address]
+    write_json(shared_file(stage.layout, stage.zonename), {"version": 1, "addresses": mine})
+    netlink.add_address(op.link, op.address, by_choice=True)
+
+
+def shared_addresses(layout: Layout, zonename: str) -> list[str]:
+    """The addresses that the zone has been given on links of the host."""
+    return list((read_json(shared_file(layout, zonename)) or {}).get("addresses", ()))
+
+
+def shared_file(layout: Layout, zonename: str) -> Path:
+    return layout.zone_run(zonename) / "addresses.json"
+
+
+def hold_to_addresses(op: plan.HoldToAddresses, stage: Stage) -> None:
+    """Programs on the zone's control group, which they go with."""
+    from zonemgr.linux import ownaddress
+    from zonemgr.linux.cgroup import Part
+
+    ownaddress.hold(stage.cgroup.part_path(Part.PAYLOAD), op.addresses, op.number)
 
 
 def configure_link(op: plan.ConfigureLink, stage: Stage) -> None:

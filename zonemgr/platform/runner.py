@@ -98,6 +98,8 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Macvlan: network.macvlan,
     plan.Bandwidth: network.bandwidth,
     plan.Admit: firewall.admit,
+    plan.SharedAddress: network.shared_address,
+    plan.HoldToAddresses: network.hold_to_addresses,
     plan.MoveLink: network.move_link,
     plan.ConfigureLink: network.configure_link,
     plan.Loopback: network.loopback,

@@ -20,7 +20,7 @@ from zonemgr.linux.hints import explain
 from zonemgr.model import plan
 from zonemgr.platform import firewall
 from zonemgr.platform.limits import release_cpus
-from zonemgr.platform.network import moved_links
+from zonemgr.platform.network import moved_links, shared_addresses, shared_file
 from zonemgr.store import claims
 from zonemgr.store.files import read_json
 from zonemgr.store.ledger import Ledger
@@ -71,6 +71,11 @@ def _bandwidth(op: plan.Bandwidth, _remains: Remains) -> None:
     links.lift_bandwidth(op.link, op.return_link)
 
 
+def _shared_address(op: plan.SharedAddress, remains: Remains) -> None:
+    if op.address in shared_addresses(remains.layout, remains.zonename):
+        netlink.remove_address(op.link, op.address)
+
+
 def _move_link(op: plan.MoveLink, remains: Remains) -> None:
     """The link must come back under its own name; without a namespace to fetch it from, the kernel returns it."""
     before = (read_json(moved_links(remains.layout, remains.zonename)) or {}).get(op.name) or {}
@@ -118,6 +123,7 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.Veth: _veth,
     plan.Macvlan: _macvlan,
     plan.Bandwidth: _bandwidth,
+    plan.SharedAddress: _shared_address,
     plan.MoveLink: _move_link,
     plan.MakeCgroup: _cgroup,
     plan.DedicateCpus: _dedicated_cpus,
@@ -135,6 +141,7 @@ def everything(ledger: Ledger, remains: Remains) -> list[ZoneError]:
     failures = _undo(_pending(ledger), ledger, remains)
     if not failures:
         moved_links(remains.layout, remains.zonename).unlink(missing_ok=True)
+        shared_file(remains.layout, remains.zonename).unlink(missing_ok=True)
         ledger.clear()
     return failures
 

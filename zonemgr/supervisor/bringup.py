@@ -187,6 +187,7 @@ class _Builder:
                 creator=theirs,
                 payload_fd=payload_fd,
                 owner=None if instance.privileged else instance.uid_base,
+                shared_net=instance.ip_type == "shared" and not instance.mode.alternate,
                 successor=self.transition.successor,
             )
         packets.close_all([manager_fd, payload_fd, zsched_fd])

@@ -62,7 +62,7 @@ class Zsched:
 
     # -- birth ----------------------------------------------------------------------------------------------
 
-    def give_birth(self, payload_fd: int, owner: int | None) -> None:
+    def give_birth(self, payload_fd: int, owner: int | None, shared_net: bool) -> None:
         """Make M0 with host credentials, then process 1 in all other namespaces, born into the zone's cgroup.
 
         The order is what keeps the host safe: M0 belongs to the host's user namespace, so what the worker
@@ -74,10 +74,11 @@ class Zsched:
         mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
         self.held["m0"] = namespaces.open_ns("self", "mnt")
         ours, theirs = packets.pair()
+        flags = _NAMESPACES & ~namespaces.NEWNET if shared_net else _NAMESPACES
         if owner is None:
-            pid, init_fd = process.clone3(_NAMESPACES, cgroup_fd=payload_fd)
+            pid, init_fd = process.clone3(flags, cgroup_fd=payload_fd)
         else:
-            pid, init_fd = _clone_as(owner, _NAMESPACES | namespaces.NEWUSER, payload_fd)
+            pid, init_fd = _clone_as(owner, flags | namespaces.NEWUSER, payload_fd)
         if pid == 0:
             _be_stub(theirs)
         theirs.close()
@@ -309,6 +310,7 @@ def main(
     creator: socket.socket,
     payload_fd: int,
     owner: int | None,
+    shared_net: bool,
     successor: Sequence[str],
 ) -> None:
     """Be zsched.  Called in a fresh fork; never returns.  What fails before the loop is told to the creator."""
@@ -327,7 +329,7 @@ def main(
         os.chdir("/")
         zsched = Zsched(generation=generation, listener=listener, creator=creator, successor=successor)
         try:
-            zsched.give_birth(payload_fd, owner)
+            zsched.give_birth(payload_fd, owner, shared_net)
         except OSError as error:
             packets.send(creator, {"stage": "namespaces", "errno": error.errno or 0, "text": str(error)})
             return
