@@ -22,7 +22,6 @@ Not held: abstract unix sockets and what netlink tells about the host's links an
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import ipaddress
 import os
@@ -32,7 +31,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from zonemgr.linux import libc
+from zonemgr.linux import bpf
 
 # -- an assembler for the few instructions that are needed --------------------------------------------------------
 
@@ -447,8 +446,6 @@ _HOOKS: Final[tuple[tuple[Callable[[Own], bytes], int, int], ...]] = (
     (sendmsg6, _SOCK_ADDR, 15),
     (recvmsg4, _SOCK_ADDR, 19),
 )
-_PROG_LOAD, _PROG_ATTACH = 5, 8
-_ATTRIBUTES: Final = 128  # bytes of union bpf_attr that are passed
 
 
 def hold(folder: str | os.PathLike[str], addresses: Iterable[str], number: int) -> None:
@@ -457,27 +454,5 @@ def hold(folder: str | os.PathLike[str], addresses: Iterable[str], number: int) 
     ``number``: tells the zone from the host's others.  OSError: EINVAL for a kernel that lacks a hook, EPERM.
     """
     own = Own.of(addresses, number)
-    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for assemble, kind, place in _HOOKS:
-            program_fd = _load_program(assemble(own), kind, place)
-            try:
-                _call(_PROG_ATTACH, struct.pack("=IIII", folder_fd, program_fd, place, 0))
-            finally:
-                os.close(program_fd)
-    finally:
-        os.close(folder_fd)
-
-
-def _load_program(instructions: bytes, kind: int, place: int) -> int:
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    license_text = ctypes.create_string_buffer(b"GPL")
-    head = struct.pack(
-        "=IIQQ", kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(license_text)
-    )
-    return _call(_PROG_LOAD, head + bytes(44) + struct.pack("=I", place))
-
-
-def _call(command: int, attributes: bytes) -> int:
-    area = ctypes.create_string_buffer(attributes, _ATTRIBUTES)
-    return libc.call("bpf", command, area, _ATTRIBUTES)
+    for assemble, kind, place in _HOOKS:
+        bpf.run_on((kind, place), folder, [assemble(own)])
