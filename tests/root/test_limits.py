@@ -138,6 +138,7 @@ def test_each_limit_holds_against_the_zones_root(instance: Instance) -> None:
         "name": "capped-memory physical", "configured": 96 << 20, "effective": 96 << 20,
     }  # fmt: skip
     assert limits["rlimit nofile"]["effective"] == "300:400"
+    assert limits["max-sem-ids"]["effective"] == 4
     assert limits["capped-io"]["effective"] == limits["capped-io"]["configured"]
     instance.run("halt", "web")
 

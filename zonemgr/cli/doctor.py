@@ -216,6 +216,30 @@ def _born_into(_: Layout) -> str:
     return "works"
 
 
+def _budgets(_: Layout) -> str:
+    """What the kernel gives each user, and everybody together: a zone's init needs some of it."""
+    from zonemgr.linux import budgets
+
+    every = [*budgets.users(), *budgets.processes(budgets.default_processes())]
+    short = [str(budget) for budget in every if not budget.enough]
+    if short:
+        raise ZoneError("{what}", what="; ".join(short))
+    return ", ".join(f"{budget.sysctl.rpartition('.')[2]} {budget.found}" for budget in every[:3])
+
+
+def _limits(_: Layout) -> str:
+    """The controllers that only some limits need."""
+    from zonemgr.linux.cgroup import detect
+
+    hierarchy = detect()
+    there = {*hierarchy.controllers, *(hierarchy.unified() / "cgroup.controllers").read_text().split()}
+    there |= {"io"} if "blkio" in there else set()
+    lacking = {"cpuset", "io", "hugetlb"} - there
+    if lacking:
+        raise ZoneError("without {names}", names=", ".join(sorted(lacking)))
+    return "cpuset, io, hugetlb"
+
+
 def _links(_: Layout) -> str:
     """A bridge and a veth in a network namespace that nobody sees."""
     from zonemgr.linux import namespaces, netlink
@@ -306,6 +330,13 @@ PROBES = (
     Probe(
         "birth into a cgroup", _born_into, "needs clone3 and cgroup.kill: a kernel of version 6.1 or later"
     ),
+    Probe(
+        "controllers of some limits",
+        _limits,
+        "needed for dedicated-cpu, capped-io and capped-hugetlb only: a kernel with these controllers",
+        required=False,
+    ),
+    Probe("budgets of a user", _budgets, "raise these settings with sysctl, for good in /etc/sysctl.d", required=False),
     Probe("bridge and veth", _links, "modprobe bridge veth; give this container CAP_NET_ADMIN"),
     Probe("IPv6", _ipv6, "boot without ipv6.disable=1", required=False),
     Probe("devpts", _filesystem("devpts"), "a kernel with CONFIG_UNIX98_PTYS"),

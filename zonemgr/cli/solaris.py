@@ -337,6 +337,25 @@ def zonename() -> NoReturn:
     sys.exit(int(Exit.OK))
 
 
+def zonestat() -> NoReturn:
+    """The ``zonestat`` program."""
+    from zonemgr.cli import zonestat as program
+
+    session = Session("zonestat")
+    speak(locale_of_environment())
+    try:
+        asked = program.parse(sys.argv[1:])
+    except UsageError as error:
+        session.report(error)
+        sys.stderr.write(program.USAGE + "\n")
+        sys.exit(int(Exit.USAGE))
+    try:
+        sys.exit(program.run(session, session.layout, asked))
+    except ZoneError as error:
+        session.report(error)
+        sys.exit(int(error.exit_code))
+
+
 def zoneadmd() -> NoReturn:
     """The ``zoneadmd`` program: have the zone's supervisor started, and end when it serves (reference, 4.2)."""
     session = Session("zoneadmd")

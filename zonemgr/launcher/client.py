@@ -29,6 +29,7 @@ PROGRAMS = {  # a program's name -> the function that it is
     "zonecfg": ("zonemgr.cli.solaris", "zonecfg"),
     "zlogin": ("zonemgr.cli.solaris", "zlogin_program"),
     "zonename": ("zonemgr.cli.solaris", "zonename"),
+    "zonestat": ("zonemgr.cli.solaris", "zonestat"),
 }
 _TRANSITION = "ZONEMGR_IN_TRANSITION"
 _NEED_A_TERMINAL = frozenset(("config", "zonecfg"))  # line editing and job control: their own terminal
@@ -60,6 +61,11 @@ def zlogin() -> NoReturn:
 def zonename() -> NoReturn:
     """The ``zonename`` program."""
     main("zonename")
+
+
+def zonestat() -> NoReturn:
+    """The ``zonestat`` program."""
+    main("zonestat")
 
 
 def main(program: str) -> NoReturn:

@@ -174,6 +174,25 @@ def release_cpus(hierarchy: Hierarchy, cgroup: ZoneCgroup) -> None:
     spread(registry, cgroup.base)
 
 
+# -- System V objects -----------------------------------------------------------------------------------------------
+
+_SETTINGS = {
+    "kernel/shmmax": "max-shm-memory",
+    "kernel/shmmni": "max-shm-ids",
+    "kernel/msgmni": "max-msg-ids",
+    "kernel/sem": "max-sem-ids",
+}
+
+
+def note_settings(op: plan.Sysctls, stage: Stage) -> None:
+    """Record the limits among settings that the kernel has just taken (it refuses what it would change)."""
+    for setting in op.settings:
+        name, _, value = setting.partition("=")
+        if name in _SETTINGS:
+            held = int(value.split()[-1])
+            stage.applied(AppliedLimit(_SETTINGS[name], held, held))
+
+
 # -- its processes --------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
 
     with inside(stage):
         filesystems.in_pid_namespace(stage.born.init_pid, act)
+    limits.note_settings(op, stage)
 
 
 def _write_setting(proc_fd: int, name: str, value: str) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError, message
-from zonemgr.linux import cow
+from zonemgr.linux import budgets, cow
 from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
+from zonemgr.model import schema
 from zonemgr.model.states import State
 from zonemgr.model.zone import FsResource, Zone
 from zonemgr.store import instance as instances
@@ -59,7 +60,8 @@ def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say
     ]
     for text in errors:
         say(text)
-    for text in _network_warnings(layout, zone, command):
+    warnings = (*_network_warnings(layout, zone, command), *_limit_warnings(zone, command))
+    for text in warnings:
         say(message("WARNING: {text}", text=text))
     if errors:
         raise ConfigError("zone {zonename} failed to verify", zonename=zone.zonename)
@@ -263,6 +265,20 @@ def _addresses(layout: Layout, zone: Zone) -> Iterator[str]:
 
 def _plain_addresses(zone: Zone) -> set[str]:
     return {address.partition("/")[0] for link in zone.net for address in link.address}
+
+
+def _limit_warnings(zone: Zone, command: str) -> Iterator[str]:
+    """Controls that mean nothing here (the reference's text), and what the kernel has too little of for the zone."""
+    if command not in BRINGS_UP and command != "verify":
+        return
+    known = {alias.rctl for alias in schema.CONTROL_ALIASES} | schema.CONTROLS_HELD
+    for control in zone.rctl:
+        if control.name not in known:
+            yield message("Ignoring unrecognized rctl '{name}'.", name=control.name)
+    wanted = zone.max_lwps or 10 * (zone.max_processes or 0) or budgets.default_processes()
+    for budget in (*budgets.users(), *budgets.processes(wanted)):
+        if not budget.enough:
+            yield str(budget)
 
 
 def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]:

@@ -121,7 +121,10 @@ def _pids(folder: str) -> dict[str, int | None]:
 
 def _io(folder: str) -> dict[str, int]:
     totals = {"rbytes": 0, "wbytes": 0}
-    for line in _text(folder, "io.stat").splitlines():
+    text = _text(folder, "io.stat")
+    if not text and not os.path.exists(f"{folder}/io.stat"):
+        return {}  # an empty one is of a zone that has not moved a byte
+    for line in text.splitlines():
         for word in line.split()[1:]:
             key, _, value = word.partition("=")
             if key in totals and value.isdecimal():
