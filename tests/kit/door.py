@@ -25,6 +25,9 @@ METHODS: Final[dict[Command, tuple[str, dict[str, Any]]]] = {
     Command.FORCEMOUNT: ("Mount", {"force": True}),
     Command.UNMOUNT: ("Unmount", {}),
     Command.SHUTDOWN: ("Shutdown", {}),
+    Command.APPLY: ("Apply", {}),
+    Command.CONFIRM: ("Confirm", {}),
+    Command.REVERT: ("Confirm", {"revert": True}),
 }
 
 

@@ -20,11 +20,12 @@ from typing import Any, Final, NoReturn
 
 from zonemgr.errors import PlatformError
 from zonemgr.model import plan
-from zonemgr.platform import undo
+from zonemgr.platform import live, undo
+from zonemgr.store import change, snapshot
 from zonemgr.store import instance as instances
-from zonemgr.store import snapshot
 from zonemgr.store.ledger import Ledger
 from zonemgr.supervisor import boot, bringup, statehooks, teardown, worker
+from zonemgr.supervisor.anchor import Anchor
 from zonemgr.supervisor.transition import Transition
 
 TEXT: Final = "a fault was planted here"
@@ -73,6 +74,11 @@ _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
     (bringup._Builder, "seal"),
     (bringup._Builder, "commit"),
     (snapshot, "create"),
+    (snapshot, "write"),
+    (change, "write"),
+    (change, "forget"),
+    (live, "perform"),
+    (Anchor, "wake"),
     (snapshot, "destroy"),
     (instances, "write"),
     (instances, "forget"),
@@ -165,7 +171,8 @@ def _named(name: str, arguments: tuple[Any, ...]) -> str:
     if name == "run":
         return f"hook {arguments[1]}"
     if name == "write":
-        return f"record {arguments[1].phase.value}"
+        phase = getattr(arguments[1], "phase", None)
+        return f"record {phase.value}" if phase else "write snapshot"
     return name.replace("_", " ")
 
 

@@ -9,17 +9,18 @@ from zonemgr.model import grid
 from zonemgr.model.grid import GRID, Already, Refuse, Run, Step
 from zonemgr.model.states import Command, Notice, State
 
-# Columns: ready boot forceboot reboot halt note_uninstalling mount forcemount unmount shutdown.
+# Columns: ready boot forceboot reboot halt note_uninstalling mount forcemount unmount shutdown, and of ours
+# apply confirm revert.
 # A to J: the reference's procedures; inv: refused; -: already there.
 EXPECTED = """
-configured     inv inv inv inv inv inv inv inv inv inv
-incomplete     inv inv B   inv inv inv inv D   inv inv
-installed      A   B   B   inv -   C   D   D   -   -
-ready          -   E   E   inv F   inv inv inv inv inv
-running        H   -   -   J   I   inv inv inv inv S
-shutting_down  H   -   -   J   I   inv inv inv inv S
-down           H   -   -   J   I   inv inv inv inv S
-mounted        inv inv inv inv inv inv inv inv G   inv
+configured     inv inv inv inv inv inv inv inv inv inv inv inv inv
+incomplete     inv inv B   inv inv inv inv D   inv inv inv inv inv
+installed      A   B   B   inv -   C   D   D   -   -   -   inv inv
+ready          -   E   E   inv F   inv inv inv inv inv K   L   M
+running        H   -   -   J   I   inv inv inv inv S   K   L   M
+shutting_down  H   -   -   J   I   inv inv inv inv S   inv inv inv
+down           H   -   -   J   I   inv inv inv inv S   inv inv inv
+mounted        inv inv inv inv inv inv inv inv G   inv inv inv inv
 """
 LETTERS = {
     "A": grid.READY_INSTALLED,
@@ -32,6 +33,9 @@ LETTERS = {
     "H": grid.READY_ACTIVE,
     "I": grid.HALT_ACTIVE,
     "J": grid.REBOOT,
+    "K": grid.APPLY,
+    "L": grid.CONFIRM,
+    "M": grid.REVERT,
     "S": grid.SHUTDOWN,
 }
 COLUMNS = [
@@ -45,12 +49,16 @@ COLUMNS = [
     "forcemount",
     "unmount",
     "shutdown",
+    "apply",
+    "confirm",
+    "revert",
 ]
 ALREADY = {
     (State.INSTALLED, Command.HALT): "zone is already halted",
     (State.INSTALLED, Command.SHUTDOWN): "zone is already halted",
     (State.INSTALLED, Command.UNMOUNT): "zone is already unmounted",
     (State.READY, Command.READY): "zone is already ready",
+    (State.INSTALLED, Command.APPLY): "zone is not running: its configuration takes effect when it boots",
     **{
         (state, command): "zone is already booted"
         for state in (State.RUNNING, State.SHUTTING_DOWN, State.DOWN)
@@ -87,10 +95,10 @@ def test_every_cell_is_that_of_the_reference(cell: tuple[State, Command], letter
 
 
 def test_command_numbers_are_those_of_the_reference() -> None:
-    assert [command.number for command in Command] == list(range(10))
+    assert [command.number for command in Command] == list(range(13))
     assert [command.value for command in sorted(Command, key=lambda found: found.number)] == [
         "ready", "boot", "forceboot", "reboot", "halt", "note_uninstalling", "mount", "forcemount", "unmount",
-        "shutdown",
+        "shutdown", "apply", "confirm", "revert",
     ]  # fmt: skip
 
 

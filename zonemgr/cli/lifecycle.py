@@ -71,6 +71,7 @@ class Conversation:
         self.zonename = zonename
         self.messages: list[str] = []
         self.note: str | None = None
+        self.result: Mapping[str, Any] = {}  # the last reply's parameters
         self.asked = False
         self.exit_code: int | None = None  # None: under way
 
@@ -172,6 +173,7 @@ def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
         )
     except RemoteError as error:
         raise _explained(talk, request, error) from error
+    talk.result = reply
     talk.catch_up([*talk.messages[:heard], *(reply.get("messages") or ())])
     return reply.get("note")
 
@@ -179,6 +181,7 @@ def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
 def _explained(talk: Conversation, request: Request, error: RemoteError) -> ZoneError:
     """What a varlink error means to the operator."""
     if error.name == varlink.REFUSED:
+        talk.result = error.parameters
         talk.catch_up(error.parameters.get("messages") or ())
         return _SupervisorRefused(int(error.parameters.get("code", 1)))
     if error.name == varlink.PERMISSION_DENIED:
@@ -216,6 +219,16 @@ def _perform(talk: Conversation, request: Request | None) -> None:
 
 def run(session: Session, zonenames: Sequence[str], request: Request, jobs: int | None = None) -> int:
     """Ask all zones, so many of them at once; the exit status."""
+    talks, code = answers(session, zonenames, request, jobs)
+    if session.json and code != INTERRUPTED:
+        session.emit([talk.to_json() for talk in talks])
+    return code
+
+
+def answers(
+    session: Session, zonenames: Sequence[str], request: Request, jobs: int | None = None
+) -> tuple[list[Conversation], int]:
+    """As ``run``, but the answers are the caller's to show: what each supervisor said, and the exit status."""
     require_root(request.verb)
     talks = [Conversation(session, zonename) for zonename in dict.fromkeys(zonenames)]
     try:
@@ -223,10 +236,8 @@ def run(session: Session, zonenames: Sequence[str], request: Request, jobs: int 
             _run([partial(_perform, talk, request) for talk in talks], jobs or jobs_at_once(), tick)
     except KeyboardInterrupt:
         _let_go(session, talks, request)
-        return INTERRUPTED
-    if session.json:
-        session.emit([talk.to_json() for talk in talks])
-    return max((talk.exit_code or 0 for talk in talks), default=0)
+        return talks, INTERRUPTED
+    return talks, max((talk.exit_code or 0 for talk in talks), default=0)
 
 
 def jobs_at_once() -> int:

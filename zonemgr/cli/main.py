@@ -40,12 +40,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "config": _verb(
             "config", "config", "Show or change a zone's configuration.", "zonemgr config web info"
         ),
-        "apply": _verb(
-            "apply",
-            "apply",
-            "Bring a set of zones to what a folder says.",
-            "zonemgr apply -f zones.d --dry-run",
-        ),
+        "apply": _verb("apply", "apply", "Bring zones to what is configured.", "zonemgr apply web --confirm 60s"),
         "delete": _verb("delete", "delete", "Forget a zone's configuration.", "zonemgr delete web -F"),
         "verify": _verb("verify", "verify", "Check that a zone could be made here.", "zonemgr verify web"),
         "install": _verb("install", "install", "Give a zone its root.", "zonemgr install web"),
@@ -75,6 +70,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "reboot": _verb("lifecycle", "reboot", "Halt zones and start them again.", "zonemgr reboot web"),
         "halt": _verb("lifecycle", "halt", "Stop zones at once.", "zonemgr halt -a"),
         "shutdown": _verb("lifecycle", "shutdown", "Stop zones in good order.", "zonemgr shutdown web -t 30"),
+        "confirm": _verb("live", "confirm", "Keep what apply has changed.", "zonemgr confirm web"),
         "mount": _verb("lifecycle", "mount", "Open a zone's root for maintenance.", "zonemgr mount web"),
         "unmount": _verb("lifecycle", "unmount", "End the maintenance of a zone.", "zonemgr unmount web"),
         "autoboot": _verb(

@@ -47,6 +47,7 @@ _SYSCALLS: dict[str, tuple[int, int, tuple[Any, ...]]] = {
     "keyctl": (250, 219, (c_int, c_void_p, c_ulong, c_ulong, c_ulong)),
     "seccomp": (317, 277, (c_uint, c_uint, c_void_p)),
     "bpf": (321, 280, (c_int, c_void_p, c_uint)),
+    "statx": (332, 291, (c_int, c_char_p, c_int, c_uint, c_void_p)),
     "open_tree": (428, 428, (c_int, c_char_p, c_uint)),
     "move_mount": (429, 429, (c_int, c_char_p, c_int, c_char_p, c_uint)),
     "fsopen": (430, 430, (c_char_p, c_uint)),

@@ -1,4 +1,4 @@
-"""The rarer kinds of links: ports of a VLAN, links on top of others, and links with a bandwidth.
+"""The rarer kinds of links (ports of a VLAN, on top of others, with a bandwidth), and changing a link in use.
 
 Beside ``netlink``, whose sockets and words these use, because few zones need them and every boot loads that.  Only
 short-lived workers may call these functions: pyroute2 is imported by the first call.
@@ -7,10 +7,23 @@ short-lived workers may call these functions: pyroute2 is imported by the first 
 from __future__ import annotations
 
 import errno
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from zonemgr.errors import PlatformError
-from zonemgr.linux.netlink import _explained, _find, _index, _kind, _rtnl, delete_link
+from zonemgr.linux.netlink import (
+    _add_address,
+    _explained,
+    _find,
+    _gateway,
+    _index,
+    _interface,
+    _kind,
+    _rtnl,
+    delete_link,
+)
 
 # -- VLANs ---------------------------------------------------------------------------------------------------
 
@@ -52,11 +65,11 @@ def set_port_vlan(port: str, bridge: str, vlan: int) -> None:
             rtnl.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": _PVID | _UNTAGGED})
 
 
-def let_back(port: str) -> None:
+def let_back(port: str, may: bool = True) -> None:
     """A frame may leave a bridge by the port that it came in by: where br_netfilter translates addresses in the bridge,
     what a zone sends to itself by way of the host does."""
     with _rtnl() as rtnl, _explained("cannot set the hairpin mode of '{port}'", port=port):
-        rtnl.brport("set", index=_index(rtnl, port), mode=1)
+        rtnl.brport("set", index=_index(rtnl, port), mode=int(may))
 
 
 # -- links on top of others ----------------------------------------------------------------------------------
@@ -158,3 +171,69 @@ def lift_bandwidth(link: str, return_link: str) -> None:
         if "ingress" in present:
             rtnl.tc("del", index=found["index"], handle=_INGRESS, parent=_INGRESS_PARENT)
     delete_link(return_link)
+
+
+# -- changing a link in use ----------------------------------------------------------------------------------
+
+
+def change_veth(
+    host_name: str, zone_name: str, *, netns_fd: int, bridge: str, mtu: int | None, mac: str | None
+) -> None:
+    """Another bridge, mtu or Ethernet address for a pair that is there; None leaves it."""
+    there = {key: value for key, value in (("mtu", mtu), ("address", mac)) if value is not None}
+    with _rtnl() as rtnl:
+        here: dict[str, Any] = {"master": _index(rtnl, bridge), **({"mtu": mtu} if mtu else {})}
+        with _explained("cannot change link '{name}'", name=host_name):
+            rtnl.link("set", index=_index(rtnl, host_name), **here)
+    if there:
+        with _rtnl(netns_fd) as rtnl, _explained("cannot change link '{name}' of the zone", name=zone_name):
+            rtnl.link("set", index=_index(rtnl, zone_name), **there)
+
+
+def reconfigure(
+    netns_fd: int,
+    link: str,
+    *,
+    gone: Iterable[str],
+    addresses: Iterable[str],
+    routers_gone: Iterable[str],
+    routers: Iterable[str],
+) -> None:
+    """Change the addresses and default routes of a link in a network namespace.  Idempotent: what is gone may be gone,
+    what is wanted may be there.  Addresses that the zone itself has set stay.
+    """
+    with _rtnl(netns_fd) as rtnl:
+        index = _index(rtnl, link)
+        for router in routers_gone:
+            with _tolerating(errno.ESRCH):
+                _default_route(rtnl, "del", index, link, router)
+        for address in map(_interface, gone):
+            with _tolerating(errno.EADDRNOTAVAIL), _explained("cannot remove the address {address}", address=address):
+                rtnl.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        # Taking away the first address of a network takes its others: all that are wanted are set after that.
+        for address in map(_interface, addresses):
+            with _tolerating(errno.EEXIST):
+                _add_address(rtnl, index, link, address)
+        with _explained("cannot bring up link '{link}'", link=link):
+            rtnl.link("set", index=index, state="up")
+        for router in routers:
+            with _tolerating(errno.EEXIST):
+                _default_route(rtnl, "add", index, link, router)
+
+
+@contextmanager
+def _tolerating(code: int) -> Iterator[None]:
+    """It is as it should be already."""
+    try:
+        yield
+    except PlatformError as error:
+        if getattr(error.__cause__, "code", None) != code:
+            raise
+
+
+def _default_route(rtnl: Any, verb: str, index: int, link: str, router: str) -> None:
+    gateway = _gateway(router)
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    hints = {errno.ENETUNREACH: "no address of the link is in the router's network"}
+    with _explained("cannot route through {router} on link '{link}'", hints, router=router, link=link):
+        rtnl.route(verb, family=family, dst="default", gateway=str(gateway), oif=index)

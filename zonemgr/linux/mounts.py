@@ -77,6 +77,9 @@ def move_mount(mount_fd: int, target_fd: int, target_path: str = "") -> None:
     libc.call("move_mount", mount_fd, "", target_fd, target_path, flags)
 
 
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+
+
 def _setattr(
     fd: int,
     path: str,
@@ -157,6 +160,13 @@ def make_filesystem(
 def unmount(path: str, flags: int = 0) -> None:
     """Unmount what is on ``path`` (a last link is not followed unless it is "." )."""
     libc.call("umount2", path, flags | (0 if path == "." else NOFOLLOW))
+
+
+def is_mount_root(fd: int) -> bool:
+    """Whether ``fd`` is the root of a mount: whether something is mounted at the path that it was opened by."""
+    buffer = ctypes.create_string_buffer(256)  # struct statx
+    libc.call("statx", fd, "", AT_EMPTY_PATH, 0, buffer)
+    return bool(ctypes.c_uint64.from_buffer(buffer, 8).value & _STATX_ATTR_MOUNT_ROOT)
 
 
 def pivot_root(new: str, old: str) -> None:

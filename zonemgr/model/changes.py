@@ -43,7 +43,7 @@ def between(old: Zone, new: Zone) -> tuple[Change, ...]:
     for row in schema.GLOBAL_PROPERTIES:
         before, after = getattr(old, row.field), getattr(new, row.field)
         if before != after:
-            changes.append(Change("", "", row.name, before, after, row.when))
+            changes.append(Change("", "", row.name, before, after, _when(row)))
     for kind in schema.RESOURCES.values():
         before, after = _items(kind, old), _items(kind, new)
         for key in dict.fromkeys((*before, *after)):
@@ -103,16 +103,22 @@ def _of_resource(kind: Resource, key: str, before: Any, after: Any) -> list[Chan
         item = before or after
         given = [row for row in kind.properties if getattr(item, row.field) not in (None, ())]
         old, new = (_plain(kind, side) for side in (before, after))
-        return [Change(kind.name, shown, WHOLE, old, new, _latest(given))]
+        return [Change(kind.name, shown, WHOLE, old, new, _latest(given, kind))]
     return [
-        Change(kind.name, shown, row.name, getattr(before, row.field), getattr(after, row.field), row.when)
+        Change(kind.name, shown, row.name, getattr(before, row.field), getattr(after, row.field), _when(row, kind))
         for row in kind.properties
         if getattr(before, row.field) != getattr(after, row.field)
     ]
 
 
-def _latest(rows: Iterable[Property]) -> When:
-    return max((row.when for row in rows), key=_ORDER.index, default=When.LIVE)
+def _latest(rows: Iterable[Property], kind: Resource) -> When:
+    return max((_when(row, kind) for row in rows), key=_ORDER.index, default=When.LIVE)
+
+
+def _when(row: Property, kind: Resource | None = None) -> When:
+    """What has no effect yet cannot take effect now."""
+    without_effect = not row.effect or (kind is not None and not kind.effect)
+    return When.NEXT_BOOT if without_effect and row.when is When.LIVE else row.when
 
 
 def _plain(kind: Resource, item: Any) -> dict[str, Any] | None:
@@ -133,4 +139,5 @@ def _items(kind: Resource, zone: Zone) -> dict[str, Any]:
 def _key(kind: Resource, index: int, item: Any) -> str:
     if isinstance(item, NetResource):  # a link that nobody named has its place's name in the zone
         return item.linkname or item.physical or f"host{index}"
-    return str(getattr(item, kind.key[0]))
+    values = (getattr(item, name.replace("-", "_")) for name in kind.key)
+    return " ".join(str(value) for value in values if value not in (None, ()))

@@ -27,6 +27,9 @@ class Step(enum.Enum):
     UNMOUNT = "unmount"
     SHUTDOWN = "shutdown"
     NOTE_UNINSTALLING = "note_uninstalling"
+    APPLY = "apply"
+    CONFIRM = "confirm"
+    REVERT = "revert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,11 @@ REBOOT: Final = Procedure(
 # The zone's end arrives as an event of its own, with HALTED.
 SHUTDOWN: Final = Procedure("shutdown", (Step.SHUTDOWN,))
 
+# Changes of a living zone (reference, section 11: live reconfiguration).
+APPLY: Final = Procedure("apply", (Step.APPLY,))
+CONFIRM: Final = Procedure("confirm", (Step.CONFIRM,))
+REVERT: Final = Procedure("revert", (Step.REVERT,))
+
 PROCEDURES: Final = (
     READY_INSTALLED,
     BOOT_INSTALLED,
@@ -163,12 +171,21 @@ PROCEDURES: Final = (
     HALT_ACTIVE,
     REBOOT,
     SHUTDOWN,
+    APPLY,
+    CONFIRM,
+    REVERT,
 )
 
 _ALREADY_READY: Final = Already("zone is already ready")
 _ALREADY_BOOTED: Final = Already("zone is already booted")
 _ALREADY_HALTED: Final = Already("zone is already halted")
 _ALREADY_UNMOUNTED: Final = Already("zone is already unmounted")
+_AT_NEXT_BOOT: Final = Already("zone is not running: its configuration takes effect when it boots")
+_CHANGES: Final[Mapping[Command, Cell]] = {
+    Command.APPLY: Run(APPLY),
+    Command.CONFIRM: Run(CONFIRM),
+    Command.REVERT: Run(REVERT),
+}
 
 _INSTALLED: Final[Mapping[Command, Cell]] = {
     Command.READY: Run(READY_INSTALLED),
@@ -180,6 +197,7 @@ _INSTALLED: Final[Mapping[Command, Cell]] = {
     Command.FORCEMOUNT: Run(MOUNT),
     Command.UNMOUNT: _ALREADY_UNMOUNTED,
     Command.SHUTDOWN: _ALREADY_HALTED,
+    Command.APPLY: _AT_NEXT_BOOT,
 }
 _ACTIVE: Final[Mapping[Command, Cell]] = {
     Command.READY: Run(READY_ACTIVE),
@@ -202,8 +220,9 @@ _ROWS: Final[Mapping[State, Mapping[Command, Cell]]] = {
         Command.BOOT: Run(BOOT_READY),
         Command.FORCEBOOT: Run(BOOT_READY),
         Command.HALT: Run(HALT_READY),
+        **_CHANGES,
     },
-    State.RUNNING: _ACTIVE,
+    State.RUNNING: {**_ACTIVE, **_CHANGES},
     State.SHUTTING_DOWN: _ACTIVE,
     State.DOWN: _ACTIVE,
     State.MOUNTED: {Command.UNMOUNT: Run(UNMOUNT)},
@@ -288,6 +307,8 @@ CLIENT_RULES: Final[Mapping[str, ClientRule]] = {
     "reboot": ClientRule(Live.NEEDED),
     "shutdown": ClientRule(Live.NEEDED),
     "halt": ClientRule(),
+    "apply": ClientRule(refusals=_BOOTABLE),
+    "confirm": ClientRule(Live.NEEDED),
     "boot": ClientRule(refusals=_BOOTABLE, forced=_FORCIBLY_BOOTABLE),
     "ready": ClientRule(refusals=_BOOTABLE),
     "mount": ClientRule(Live.FORBIDDEN, _BOOTABLE, _FORCIBLY_BOOTABLE),

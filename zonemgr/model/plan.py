@@ -577,7 +577,7 @@ class Veth(Op):
     """A pair of virtual links: one end on the host's bridge, the other in the zone."""
 
     kind: ClassVar[str] = "veth"
-    live: ClassVar[Live] = Live.REMAKE
+    live: ClassVar[Live] = Live.REWRITE
     host_name: str
     zone_name: str
     bridge: str
@@ -589,7 +589,7 @@ class Veth(Op):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        return (self.kind, self.host_name)
+        return (self.kind, self.host_name, self.zone_name, self.vlan)
 
     def describe(self) -> str:
         vlan = f", VLAN {self.vlan}" if self.vlan else ""

@@ -51,6 +51,9 @@ class Command(enum.Enum):
     FORCEMOUNT = "forcemount"
     UNMOUNT = "unmount"
     SHUTDOWN = "shutdown"
+    APPLY = "apply"
+    CONFIRM = "confirm"
+    REVERT = "revert"
 
     @property
     def number(self) -> int:

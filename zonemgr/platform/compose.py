@@ -94,6 +94,8 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
         ops += _network(subject)
     ops += _frozen(subject)
     ops.append(plan.Seal())
+    if subject.mode is Mode.BOOT:
+        ops += _loose_mounts(subject)
     return tuple(ops)
 
 
@@ -249,9 +251,41 @@ def _tree(subject: Subject) -> list[plan.Op]:
     if not any(directory == "/run" for directory, _ in mounts):
         mounts.append(("/run", plan.FileSystem("tmpfs", "tmpfs", "/run", ("nosuid", "nodev", "mode=755"))))
     mounts.append(("/run/host", plan.RunHost(subject.uuid)))
-    mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs]
+    loose = _loose_directories(subject)
+    mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs if fs.dir not in loose]
     mounts.sort(key=lambda pair: pair[0])
     return [plan.RootTree(subject.root), *_own_mounts(subject), *(op for _directory, op in mounts), plan.Console()]
+
+
+def _loose_mounts(subject: Subject) -> list[plan.Op]:
+    """Fs resources that lie on the zone's own root are mounted when the tree is sealed, so that they can be taken away
+    while the zone runs: what is sealed stays, for the host too (``propagate_umount`` leaves locked mounts alone).
+
+    Root of the zone may take such a mount off its own view, and then sees its own folder: there is nothing to hide.
+    """
+    loose = _loose_directories(subject)
+    chosen = sorted((fs for fs in subject.zone.fs if fs.dir in loose), key=lambda fs: fs.dir)
+    return [fs_mount(fs, subject.zone) for fs in chosen]
+
+
+def _loose_directories(subject: Subject) -> set[str]:
+    """Mount points of fs resources with nothing of the brand's or the kernel's below or above them.  In a root that is
+    read-only none can be made later.
+    """
+    if mutable_folders(subject) is not None:
+        return set()
+    ours = [CGROUP, "/dev", "/proc", "/sys", "/run", *(mount.directory for mount in subject.brand.mounts)]
+    loose: set[str] = set()
+    for fs in sorted(subject.zone.fs, key=lambda fs: fs.dir):
+        early = [other.dir for other in subject.zone.fs if other.dir < fs.dir and other.dir not in loose]
+        if not any(_nested(fs.dir, directory) for directory in (*ours, *early)):
+            loose.add(fs.dir)
+    return loose
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether one of two paths is the other or lies below it."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _platform_mount(subject: Subject, mount: PlatformMount, root: str) -> plan.Op | None:

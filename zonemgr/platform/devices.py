@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zonemgr.errors import PlatformError
@@ -45,56 +45,96 @@ def device_tree(op: plan.DeviceTree, stage: Stage) -> None:
             path, _, target = link.partition(">")
             os.symlink(target, path, dir_fd=dev_fd)
             os.chown(path, stage.uid_base, stage.uid_base, dir_fd=dev_fd, follow_symlinks=False)
-        for name in op.devices:
-            _device(dev_fd, name, stage)
+        for wanted in op.devices:
+            for node in nodes_of(wanted):
+                _device(dev_fd, node, stage)
     finally:
         os.close(dev_fd)
 
 
-def _make_folder(parent_fd: int, name: str, owner: int) -> None:
-    os.mkdir(name, 0o755, dir_fd=parent_fd)
-    os.chown(name, owner, owner, dir_fd=parent_fd)
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A device of the host, and its name in the zone.  ``status`` is None for one that the host has not any more."""
+
+    source: str
+    name: str
+    status: os.stat_result | None
 
 
 def allow(op: plan.AllowDevices, stage: Stage) -> None:
     """Hold the zone's processes to its devices.  May be done again with others while the zone runs."""
-    numbers = [DeviceNumber.of(found.status) for wanted in op.devices for found in _found(wanted)]
+    numbers = []
+    for node in (node for wanted in op.devices for node in nodes_of(wanted)):
+        if node.status is None:
+            raise PlatformError("device {name} does not exist on the host", name=node.source)
+        numbers.append(DeviceNumber.of(node.status))
     cgroup = stage.cgroup
     v1 = cgroup.hierarchy.controllers.get("devices")
     v1_folder = v1 / cgroup.base / cgroup.name if v1 else None
     restrict(cgroup.part_path(Part.PAYLOAD), v1_folder, numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A device of the host, and its name in the zone."""
-
-    source: str
-    name: str
-    status: os.stat_result
-
-
-def _found(wanted: str) -> Iterator[_Found]:
-    """The host's devices that are meant by ``NAME``, a shell pattern, or ``NAME>NAME IN THE ZONE``."""
+def nodes_of(wanted: str) -> list[Node]:
+    """``NAME``, a shell pattern, or ``NAME>NAME IN THE ZONE``, looked up where the host's /dev is to be seen."""
     pattern, _, renamed = wanted.partition(">")
     matches = glob.glob(pattern, root_dir="/dev") if any(c in pattern for c in "*?[") else [pattern]
+    found = []
     for match in matches:
-        source = f"/dev/{match}"
         try:
-            status = os.lstat(source)
+            status = os.lstat(f"/dev/{match}")
         except FileNotFoundError:
-            raise PlatformError("device {name} does not exist on the host", name=source) from None
+            found.append(Node(f"/dev/{match}", renamed or match, None))
+            continue
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            yield _Found(source, renamed or match, status)
+            found.append(Node(f"/dev/{match}", renamed or match, status))
+    return found
 
 
-def _device(dev_fd: int, wanted: str, stage: Stage) -> None:
-    for found in _found(wanted):
-        folder_fd = _device_folder(dev_fd, found.name.split("/")[:-1], stage.uid_base)
-        try:
-            _make_device(found.source, found.status, folder_fd, found.name.rpartition("/")[2], stage)
-        finally:
-            os.close(folder_fd)
+def change(gone: Iterable[Node], wanted: Iterable[Node], stage: Stage) -> None:
+    """Other devices in a living zone's /dev, which its root may have rearranged: a link there is not followed.
+
+    Idempotent.  A node that the zone has moved away is out of reach; who has a device open keeps it open.
+    """
+    dev_fd = paths.open_beneath(stage.root_fd, "/dev", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for node in gone:
+            _remove_device(dev_fd, node)
+        for node in wanted:
+            _device(dev_fd, node, stage)
+    finally:
+        os.close(dev_fd)
+
+
+def _remove_device(dev_fd: int, node: Node) -> None:
+    """Remove the node if it still is that device."""
+    try:
+        folder_fd = paths.open_beneath(dev_fd, os.path.dirname(node.name) or "/", os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        leaf = os.path.basename(node.name)
+        there = os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False)
+        if there.st_rdev and (node.status is None or there.st_rdev == node.status.st_rdev):
+            os.unlink(leaf, dir_fd=folder_fd)
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(folder_fd)
+
+
+def _make_folder(parent_fd: int, name: str, owner: int) -> None:
+    os.mkdir(name, 0o755, dir_fd=parent_fd)
+    os.chown(name, owner, owner, dir_fd=parent_fd, follow_symlinks=False)
+
+
+def _device(dev_fd: int, node: Node, stage: Stage) -> None:
+    if node.status is None:
+        raise PlatformError("device {name} does not exist on the host", name=node.source)
+    folder_fd = _device_folder(dev_fd, node.name.split("/")[:-1], stage.uid_base)
+    try:
+        _make_device(node.source, node.status, folder_fd, node.name.rpartition("/")[2], stage)
+    finally:
+        os.close(folder_fd)
 
 
 def _device_folder(dev_fd: int, parts: list[str], owner: int) -> int:
@@ -115,17 +155,23 @@ def _make_device(source: str, status: os.stat_result, folder_fd: int, name: str,
     """A node of our own for the device, owned in the zone as on the host.
 
     The tmpfs was mounted with the host's credentials, so its nodes work, though the zone itself may make none.  A
-    bind of the host's node would show its owner as nobody, and let nobody but the host's root open it.
+    bind of the host's node would show its owner as nobody, and let nobody but the host's root open it.  The mode is
+    right from the start: a name in a living zone's /dev may be another thing a moment later.
     """
+    previous = os.umask(0)
     try:
         os.mknod(name, status.st_mode, status.st_rdev, dir_fd=folder_fd)
     except FileExistsError:
-        return  # two rules name the same device
+        there = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+        if (stat.S_IFMT(there.st_mode), there.st_rdev) == (stat.S_IFMT(status.st_mode), status.st_rdev):
+            return  # two rules name the same device
+        raise PlatformError("cannot make device {name}: the zone has something else there", name=source) from None
     except OSError as error:
         raise PlatformError("cannot make device {name}: {why}", name=source, why=explain(error)) from None
+    finally:
+        os.umask(previous)
     uid, gid = (stage.uid_base + owner % IDS_PER_ZONE for owner in (status.st_uid, status.st_gid))
     os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
-    os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=folder_fd)  # mknod heeds the umask
 
 
 def console(_op: plan.Console, stage: Stage) -> None:

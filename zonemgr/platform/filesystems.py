@@ -12,7 +12,8 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import mounts, namespaces, process
@@ -26,6 +27,18 @@ _PTYS_MAX = 1024  # of one zone: the kernel's own limit is for all of them toget
 
 def file_system(op: plan.FileSystem, stage: Stage) -> None:
     """A tmpfs or a block file system."""
+    with detached_file_system(op, stage) as mount_fd:
+        attach_file_system(op, stage, mount_fd)
+
+
+def attach_file_system(op: plan.FileSystem, stage: Stage, mount_fd: int) -> None:
+    """The second half of ``file_system``, in M0."""
+    attach(stage, mount_fd, op.type, op.special, op.directory)
+
+
+@contextmanager
+def detached_file_system(op: plan.FileSystem, stage: Stage) -> Iterator[int]:
+    """The first half of ``file_system``: the mount, made where the host's devices are to be seen."""
     flags, options = split_options(op.options)
     if op.type == "tmpfs":
         options.setdefault("uid", str(stage.uid_base))
@@ -50,7 +63,7 @@ def file_system(op: plan.FileSystem, stage: Stage) -> None:
         try:
             if source is not None:
                 map_ids(mount_fd, stage, op.special)
-            attach(stage, mount_fd, op.type, op.special, op.directory)
+            yield mount_fd
         finally:
             os.close(mount_fd)
     finally:
@@ -129,20 +142,23 @@ def kernel_file_system(op: plan.KernelFileSystem, stage: Stage) -> None:
             os.close(mount_fd)
 
     if op.type == "proc":  # procfs shows the pid namespace of the process that mounts it
-        in_pid_namespace(stage.born.init_pid, act)
+        pid_fd = namespaces.open_ns(stage.born.init_pid, "pid")
+        try:
+            in_pid_namespace(pid_fd, act)
+        finally:
+            os.close(pid_fd)
     else:
         act()
 
 
-def in_pid_namespace(init_pid: int, act: Callable[[], None]) -> None:
-    """Run ``act`` in a child that is in the zone's pid namespace.  Its failure is raised here."""
+def in_pid_namespace(pid_fd: int, act: Callable[[], None]) -> None:
+    """Run ``act`` in a child that is in that pid namespace.  Its failure is raised here."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     pid = process.fork()
     if pid == 0:
         status = 1
         try:
             process.set_dumpable(False)
-            pid_fd = namespaces.open_ns(init_pid, "pid")
             namespaces.setns(pid_fd, namespaces.NEWPID)
             status = _run_grandchild(act, write_fd)
         except OSError as error:

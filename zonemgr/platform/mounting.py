@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zonemgr.errors import PlatformError, message
@@ -227,6 +229,18 @@ def _own_folder(directory: str, stage: Stage) -> int | None:
 
 def bind(op: plan.Bind, stage: Stage) -> None:
     """A host path in the zone's tree."""
+    with detached_bind(op, stage) as tree_fd:
+        attach_bind(op, stage, tree_fd)
+
+
+def attach_bind(op: plan.Bind, stage: Stage, tree_fd: int) -> None:
+    """The second half of ``bind``, in M0."""
+    attach(stage, tree_fd, "bind", op.special, op.directory, op.make)
+
+
+@contextmanager
+def detached_bind(op: plan.Bind, stage: Stage) -> Iterator[int]:
+    """The first half of ``bind``: what is bound, where the host's paths are to be seen."""
     flags, rest = split_options(op.options)
     if rest:
         raise PlatformError("fs {dir}: unknown option '{option}'", dir=op.directory, option=next(iter(rest)))
@@ -242,7 +256,7 @@ def bind(op: plan.Bind, stage: Stage) -> None:
     try:
         _map_bind(op, tree_fd, stage, flags)
         mounts.set_attributes(tree_fd, set=flags | mounts.ATTR_NODEV, recursive=op.recursive)
-        attach(stage, tree_fd, "bind", op.special, op.directory, op.make)
+        yield tree_fd
     finally:
         os.close(tree_fd)
 

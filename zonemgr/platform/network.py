@@ -6,6 +6,7 @@ host, under the host's lock and in the host's ledger, and the names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from zonemgr.errors import PlatformError, message
@@ -154,16 +155,21 @@ def hold_to_addresses(op: plan.HoldToAddresses, stage: Stage) -> None:
 
 
 def configure_link(op: plan.ConfigureLink, stage: Stage) -> None:
-    """Addresses and routers, before init runs.  An address of the host is none of the zone's."""
+    """Addresses and routers, before init runs."""
+    refuse_taken(op.addresses)
+    netlink.configure(stage.born.net_fd, op.link, addresses=op.addresses, routers=op.routers, up=True)
+
+
+def refuse_taken(addresses: Iterable[str]) -> None:
+    """An address of the host is none of the zone's.  PlatformError names its link."""
     taken = netlink.addresses_in_use()
-    for address in op.addresses:
+    for address in addresses:
         if address.partition("/")[0] in taken:
             raise PlatformError(
                 "address {address} is in use by link {link} of the host",
                 address=address,
                 link=taken[address.partition("/")[0]],
             )
-    netlink.configure(stage.born.net_fd, op.link, addresses=op.addresses, routers=op.routers, up=True)
 
 
 def loopback(_op: plan.Loopback, stage: Stage) -> None:

@@ -7,10 +7,11 @@ cgroup namespaces; consecutive ones share one visit.
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +23,7 @@ from zonemgr.platform import devices, filesystems, firewall, furnishing, limits,
 from zonemgr.platform.stage import Stage
 from zonemgr.store.ledger import Ledger
 
+Step = Callable[[plan.Op], None]
 _KINDS = ("mnt", "net", "ipc", "cgroup")
 _FLAGS = {
     "mnt": namespaces.NEWNS,
@@ -60,8 +62,12 @@ def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
                 _write_setting(proc_fd, name, value)
                 os.seteuid(0)
 
-    with inside(stage):
-        filesystems.in_pid_namespace(stage.born.init_pid, act)
+    pid_fd = namespaces.open_ns(stage.born.init_pid, "pid")  # here: a sealed tree shows the zone's own /proc
+    try:
+        with inside(stage):
+            filesystems.in_pid_namespace(pid_fd, act)
+    finally:
+        os.close(pid_fd)
     limits.note_settings(op, stage)
 
 
@@ -81,6 +87,7 @@ def _seal(_op: plan.Seal, stage: Stage) -> None:
     os.chdir("/")
     mounts.set_propagation("/", mounts.SHARED, recursive=True)
     stage.seal()
+    stage.sealed = True
 
 
 _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
@@ -121,6 +128,10 @@ _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.ReadOnlyRoot: mounting.read_only_root,
     plan.Seal: _seal,
 }
+_HALVES: dict[type[plan.Op], tuple[Callable[..., AbstractContextManager[int]], Callable[..., None]]] = {
+    plan.Bind: (mounting.detached_bind, mounting.attach_bind),
+    plan.FileSystem: (filesystems.detached_file_system, filesystems.attach_file_system),
+}
 
 
 @contextmanager
@@ -158,32 +169,59 @@ def inside(stage: Stage) -> Iterator[None]:
 
 
 def run(
-    ops: Iterable[plan.Op], stage: Stage, ledger: Ledger, *, step: Callable[[plan.Op], None] | None = None
+    ops: Iterable[plan.Op], stage: Stage, ledger: Ledger, *, step: Step | None = None
 ) -> None:
     """Execute ops in order.  ``step`` is told of each op after it is in the ledger and before it acts.
 
     PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.
     """
-    for acts, group in groupby(ops, key=_acts_of):
-        if acts is _INSIDE:
-            with inside(stage):
-                _run(group, _INSIDE, stage, ledger, step)
-        elif acts is None:
-            _filter(list(group), stage, ledger, step)
-        else:
-            _run(group, acts, stage, ledger, step)
+    for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
+        _PLACES[place](tuple(op for _place, op in group), stage, ledger, step)
 
 
-def _acts_of(op: plan.Op) -> dict[type[plan.Op], Callable[[Any, Stage], None]] | None:
-    """The table that the op is in; None for what is done in one batch with its neighbours."""
+class _Place(enum.Enum):
+    """Where an op acts."""
+
+    OUTSIDE = "outside"
+    INSIDE = "inside"
+    FILTER = "filter"  # in one batch with its neighbours
+    BOTH = "both"  # made outside, attached inside: the host's paths are not to be seen from a sealed tree
+
+
+def _placed(ops: Iterable[plan.Op], sealed: bool) -> Iterator[tuple[_Place, plan.Op]]:
+    for op in ops:
+        yield _place(op, sealed), op
+        sealed = sealed or isinstance(op, plan.Seal)
+
+
+def _place(op: plan.Op, sealed: bool) -> _Place:
+    if sealed and type(op) in _HALVES:
+        return _Place.BOTH
     if isinstance(op, plan.FILTERS):
-        return None
-    return _INSIDE if type(op) in _INSIDE else _OUTSIDE
+        return _Place.FILTER
+    return _Place.INSIDE if type(op) in _INSIDE else _Place.OUTSIDE
 
 
-def _filter(
-    ops: list[plan.Op], stage: Stage, ledger: Ledger, step: Callable[[plan.Op], None] | None
-) -> None:
+def _outside(ops: Sequence[plan.Op], stage: Stage, ledger: Ledger, step: Step | None) -> None:
+    for op in ops:
+        ledger.record(op.to_json())
+        if step is not None:
+            step(op)
+        act(op, stage)
+
+
+def _inside(ops: Sequence[plan.Op], stage: Stage, ledger: Ledger, step: Step | None) -> None:
+    """All are listed first: the ledger's file has no name in a sealed tree."""
+    for op in ops:
+        ledger.record(op.to_json())
+    with inside(stage):
+        for op in ops:
+            if step is not None:
+                step(op)
+            _act(op, _INSIDE[type(op)], stage)
+
+
+def _filter(ops: Sequence[plan.Op], stage: Stage, ledger: Ledger, step: Step | None) -> None:
     for op in ops:
         ledger.record(op.to_json())
         if step is not None:
@@ -191,20 +229,38 @@ def _filter(
     firewall.apply(ops, stage)
 
 
-def _run(
-    ops: Iterable[plan.Op],
-    acts: dict[type[plan.Op], Callable[[Any, Stage], None]],
-    stage: Stage,
-    ledger: Ledger,
-    step: Callable[[plan.Op], None] | None,
-) -> None:
-    for op in ops:
-        ledger.record(op.to_json())
-        if step is not None:
-            step(op)
-        try:
-            acts[type(op)](op, stage)
-        except ZoneError:
-            raise
-        except OSError as error:
-            raise PlatformError("cannot {what}: {why}", what=op.describe(), why=explain(error)) from error
+_PLACES = {
+    _Place.OUTSIDE: _outside,
+    _Place.INSIDE: _inside,
+    _Place.FILTER: _filter,
+    _Place.BOTH: _outside,
+}
+
+
+def act(op: plan.Op, stage: Stage) -> None:
+    """One op, which the caller has listed in the ledger."""
+    match _place(op, stage.sealed):
+        case _Place.BOTH:
+            _act(op, _in_halves, stage)
+        case _Place.INSIDE:
+            with inside(stage):
+                _act(op, _INSIDE[type(op)], stage)
+        case _Place.FILTER:
+            firewall.apply([op], stage)
+        case _Place.OUTSIDE:
+            _act(op, _OUTSIDE[type(op)], stage)
+
+
+def _in_halves(op: plan.Op, stage: Stage) -> None:
+    make, attach = _HALVES[type(op)]
+    with make(op, stage) as mount_fd, inside(stage):
+        attach(op, stage, mount_fd)
+
+
+def _act(op: plan.Op, acts: Callable[[Any, Stage], None], stage: Stage) -> None:
+    try:
+        acts(op, stage)
+    except ZoneError:
+        raise
+    except OSError as error:
+        raise PlatformError("cannot {what}: {why}", what=op.describe(), why=explain(error)) from error

@@ -57,6 +57,9 @@ class Stage:
     say: Callable[[str], None]
     shifted: bool = False  # the root's ids on disk are the zone's: it is mounted without a map
     root_fd: int = -1
+    sealed: bool = False  # M0 holds nothing of the host's tree any more
+    lazily: bool = False  # a mount that is in use is detached all the same
+    sealed_only: bool = False  # there is no M0: a mount made now would be the zone's to loosen
     _born: Born | None = None
     limits: dict[str, AppliedLimit] = field(default_factory=dict)
     rlimits: dict[str, str] = field(default_factory=dict)  # name -> "soft:hard"

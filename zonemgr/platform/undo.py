@@ -130,6 +130,13 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
 }
 
 
+def one(op: plan.Op, remains: Remains) -> None:
+    """Undo one op.  OSError or ZoneError when that fails."""
+    undo = _UNDO.get(type(op))
+    if undo is not None:
+        undo(op, remains)
+
+
 def network(ledger: Ledger, remains: Remains) -> list[ZoneError]:
     """Undo the network ops alone, while zsched still holds the zone's network namespace (reference 3.5, step 6)."""
     kinds = (plan.Veth, plan.Bandwidth, plan.MoveLink)
@@ -153,10 +160,8 @@ def _pending(ledger: Ledger) -> list[tuple[int, plan.Op]]:
 def _undo(items: list[tuple[int, plan.Op]], ledger: Ledger, remains: Remains) -> list[ZoneError]:
     failures: list[ZoneError] = []
     for number, op in items:
-        undo = _UNDO.get(type(op))
         try:
-            if undo is not None:
-                undo(op, remains)
+            one(op, remains)
             ledger.undone(number)
         except ZoneError as error:
             failures.append(error)

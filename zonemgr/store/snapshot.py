@@ -20,8 +20,12 @@ VERSION = 1
 def create(layout: Layout, zonename: str) -> Zone:
     """Freeze the configuration, with the links of its zonepath resolved.  ConfigError when it cannot be read."""
     zone = zones.load(layout, zonename)
-    zone = dataclasses.replace(zone, zonepath=os.path.realpath(zone.zonepath))
-    path = layout.zone_run(zonename) / "snapshot.json"
+    return write(layout, dataclasses.replace(zone, zonepath=os.path.realpath(zone.zonepath)))
+
+
+def write(layout: Layout, zone: Zone) -> Zone:
+    """Freeze this configuration, and return it.  PlatformError when it cannot be written."""
+    path = layout.zone_run(zone.zonename) / "snapshot.json"
     try:
         write_json(path, {"version": VERSION, "zone": zone.to_json()}, 0o600, durable=False)
     except OSError as error:

@@ -34,8 +34,23 @@ class Hello:
 class Anchor:
     """One connection to a zone's zsched.  OSError when zsched is gone."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self, sock: socket.socket | None) -> None:
+        self._sock = sock
+
+    @classmethod
+    def absent(cls) -> Anchor:
+        """In the place of a zsched that was killed."""
+        return cls(None)
+
+    @property
+    def is_absent(self) -> bool:
+        return self._sock is None
+
+    @property
+    def sock(self) -> socket.socket:
+        if self._sock is None:
+            raise ConnectionResetError(104, "zsched is gone")
+        return self._sock
 
     @classmethod
     def connect(cls, layout: Layout, zonename: str, timeout_s: float = TIMEOUT_S) -> Anchor:
@@ -76,6 +91,13 @@ class Anchor:
             raise StubError(answer)
         return answer
 
+    def wake(self, after_s: float | None) -> bool:
+        """Have a supervisor started after that many seconds, should nobody be attached then; None: not any more.
+
+        False: this zsched is too old to know how.
+        """
+        return "unknown" not in self._ask({"op": "wake", "after_s": after_s})[0] if self._sock else False
+
     def commit(self) -> None:
         """The platform is complete: zsched lives on without us."""
         self._ask({"op": "commit"})
@@ -85,7 +107,8 @@ class Anchor:
         self._ask({"op": "quit"})
 
     def close(self) -> None:
-        self.sock.close()
+        if self._sock is not None:
+            self._sock.close()
 
 
 class StubError(PlatformError):

@@ -15,12 +15,12 @@ from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import Command, Notice, State
 from zonemgr.platform import compose, runner
 from zonemgr.platform.compose import Subject
-from zonemgr.platform.stage import Born, Stage
+from zonemgr.platform.stage import Stage
 from zonemgr.store import filters, zones
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Phase
+from zonemgr.supervisor import alive, statehooks
 from zonemgr.supervisor import init as initprogram
-from zonemgr.supervisor import statehooks
 from zonemgr.supervisor.anchor import Anchor, StubError
 from zonemgr.supervisor.transition import Transition
 
@@ -53,8 +53,8 @@ def _boot(transition: Transition) -> None:
     try:
         hello = anchor.hello()
         try:
-            born = Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])
-            stage = _late_stage(transition, instance, born)
+            born = alive.born(hello)
+            stage = alive.stage(transition, instance, born)
             _in_zone_mounts(transition, stage, instance, init, arguments)
             if "/" in init:
                 _check_init(stage, instance.root, init)
@@ -83,28 +83,6 @@ def _init_program(transition: Transition, words: BootArguments) -> InitProgram:
     return dataclasses.replace(program, arguments=(*program.arguments, *words.words))
 
 
-def _late_stage(transition: Transition, instance: Instance, born: Born) -> Stage:
-    """A stage for ops on a zone that is ready already: nothing is to be made, everything is there."""
-
-    def impossible(*_: object) -> None:
-        raise PlatformError("a ready zone has its namespaces already")
-
-    stage = Stage(
-        layout=transition.layout,
-        zonename=transition.zonename,
-        root=instance.root,
-        uid_base=instance.uid_base,
-        privileged=instance.privileged,
-        cgroup=transition.cgroup,
-        start_zsched=impossible,  # type: ignore[arg-type]
-        keep_console=impossible,
-        seal=impossible,
-        say=transition.say,
-    )
-    stage.set_born(born)
-    return stage
-
-
 def _in_zone_mounts(
     transition: Transition, stage: Stage, instance: Instance, init: str, arguments: tuple[str, ...]
 ) -> None:
@@ -124,16 +102,12 @@ def _in_zone_mounts(
     ]
     if not ops:
         return
-    with runner.inside(stage):
-        stage.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        runner.run(ops, stage, transition.ledger, step=transition.step)
+        with alive.at_root(stage):
+            runner.run(ops, stage, transition.ledger, step=transition.step)
     except ZoneError as error:
         error.add_note("unable to mount filesystems")
         raise
-    finally:
-        os.close(stage.root_fd)
-        stage.root_fd = -1
 
 
 def _check_init(stage: Stage, root: str, init: str) -> None:

@@ -6,7 +6,7 @@ Calls that change the zone become requests for whoever serves; the others are an
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from zonemgr import __version__
@@ -87,16 +87,23 @@ class Door:
             call.reply({"message": text}, continues=True)
             self._watch(call.peer)
 
-    def answer(self, call: Call, ok: bool, messages: list[str], note: str | None = None) -> None:
-        """The outcome."""
+    def answer(
+        self,
+        call: Call,
+        ok: bool,
+        messages: list[str],
+        note: str | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The outcome; ``result`` is what the method gives besides the messages."""
         if call.gone:
             return
         peer, descriptor = call.peer, call.peer.fileno()
         if ok:
-            reply: dict[str, Any] = {"messages": messages}
+            reply: dict[str, Any] = {**(result or {}), "messages": messages}
             call.reply({**reply, "note": note} if note else reply)
         else:
-            call.error(REFUSED, {"code": int(Exit.ERROR), "messages": messages})
+            call.error(REFUSED, {**(result or {}), "code": int(Exit.ERROR), "messages": messages})
         self._settle(peer, descriptor)
 
     # -- peers --------------------------------------------------------------------------------------------------
@@ -150,7 +157,11 @@ class Door:
         elif method == "Monitor":
             self._monitor(call)
         elif method == "Apply":
-            self.answer(call, False, ["a change of a running zone takes effect at its next boot"])
+            given = call.parameters
+            dry_run, confirm_s = bool(given.get("dry_run")), given.get("confirm")
+            self._ask(Request(Command.APPLY, dry_run=dry_run, confirm_s=confirm_s, call=call))
+        elif method == "Confirm":
+            self._ask(Request(Command.REVERT if call.parameters.get("revert") else Command.CONFIRM, call=call))
         else:
             given = call.parameters
             command = _COMMANDS[method][bool(given.get("force"))]

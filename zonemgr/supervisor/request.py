@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from zonemgr.model.states import Command
 from zonemgr.wire.server import Call
@@ -18,6 +18,7 @@ BRINGS_UP: Final = frozenset(
         Command.FORCEMOUNT,
     }
 )
+CHANGES: Final = frozenset({Command.APPLY, Command.CONFIRM, Command.REVERT})
 BOOTS: Final = frozenset(command.value for command in (Command.BOOT, Command.FORCEBOOT, Command.REBOOT))
 
 
@@ -32,7 +33,10 @@ class Request:
     call: Call | None = None
     generation: str | None = None
     messages: list[str] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)  # what the answer holds besides the messages
     failure: str = ""  # set when the outcome is decided before the work is finished
+    dry_run: bool = False
+    confirm_s: float | None = None
     after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
 
     @property

@@ -21,7 +21,7 @@ from zonemgr.linux.cgroup import Part
 from zonemgr.model.brandspec import Fate, RestartPolicy
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
-from zonemgr.store import events, files, settings
+from zonemgr.store import change, events, files, settings
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Phase
 from zonemgr.store.ledger import Ledger
@@ -34,7 +34,7 @@ from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.door import Door
 from zonemgr.supervisor.lifeline import Lifeline
 from zonemgr.supervisor.loop import Loop, Timer
-from zonemgr.supervisor.request import BOOTS, BRINGS_UP, Request
+from zonemgr.supervisor.request import BOOTS, BRINGS_UP, CHANGES, Request
 from zonemgr.supervisor.transition import Transition
 from zonemgr.supervisor.worker import Worker
 from zonemgr.wire import packets, start
@@ -65,6 +65,7 @@ class Supervisor:
         self.shutting: Request | None = None
         self.shutting_timer: Timer | None = None
         self.quick_reboots = 0
+        self.reverting: Timer | None = None
         self.asked = False
         self.leaving = False
         self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -146,6 +147,7 @@ class Supervisor:
         half_booted = state is State.READY and intent.get("command") in BOOTS
         if instance is not None and instance.phase in (Phase.READY, Phase.RUNNING) and not half_booted:
             self._intent_path.unlink(missing_ok=True)
+            self._take_change_back()
             if self.lifeline.attach():
                 return
             if instance.init is not None and instance.init.alive:
@@ -155,6 +157,17 @@ class Supervisor:
                 return
         self.asked = True
         self.queue.append(Request(None, after=again))
+
+    # -- changes of the living zone ---------------------------------------------------------------------------
+
+    def _take_change_back(self) -> None:
+        """A change that waits for its confirmation is taken back when its time is over, an unfinished one now."""
+        if self.reverting is not None:
+            self.reverting.cancel()
+            self.reverting = None
+        record = change.read(self.layout, self.zonename)
+        if record is not None:
+            self.reverting = self.loop.after(record.left_s, lambda: self._enqueue(Request(Command.REVERT)))
 
     # -- init's end: the upcalls ----------------------------------------------------------------------------
 
@@ -232,7 +245,13 @@ class Supervisor:
             "init_pid": init,
             "console_pid": self.console.client.pid if self.console.client else None,
             "generation": instance.generation if instance else None,
+            "unconfirmed": self._unconfirmed(),
         }
+
+    def _unconfirmed(self) -> int | None:
+        record = change.read(self.layout, self.zonename)
+        waits = record is not None and record.phase is change.Phase.UNCONFIRMED
+        return round(record.left_s) if record is not None and waits else None
 
     def _next(self) -> None:
         """Begin the next request, if none is under way."""
@@ -288,6 +307,9 @@ class Supervisor:
             console_ready=_nothing,
             successor=successor_command(self.layout, self.zonename),
             quick_reboots=self.quick_reboots if request.upcall else 0,
+            upcall=request.upcall,
+            dry_run=request.dry_run,
+            confirm_s=request.confirm_s,
         )
         job = workers.procedure_job(cell.procedure) if cell else workers.recover
         files.write_json(
@@ -351,6 +373,8 @@ class Supervisor:
         """One packet of a worker."""
         if "say" in head:
             self._say(head["say"])
+        elif "result" in head and self.current is not None:
+            self.current.result = head["result"]
         elif "notice" in head:
             self.console.notice(Notice[head["notice"]], head["arguments"])
         elif "console" in head:
@@ -422,6 +446,11 @@ class Supervisor:
             request.failure or message("the transition was interrupted; what it had done is taken back")
         )
         self._work_cgroup_kill()
+        if request.command in CHANGES:
+            if request.command is not Command.REVERT:  # else the next supervisor or change tries again
+                self._take_change_back()
+            self._finish(request, False, request.messages)
+            return
         state = self._state()
         instance = instances.read(self.layout, self.zonename)
         untouched = instance is not None and instance.phase is Phase.RUNNING and state is State.RUNNING
@@ -433,6 +462,8 @@ class Supervisor:
         if ok and self.procedure is not None and self.procedure.steps == (Step.SHUTDOWN,):
             self._wait_for_shutdown(request)
             return
+        if request.command in CHANGES and (ok or request.command is Command.APPLY):
+            self._take_change_back()
         if request.after is not None and ok:
             self.queue.appendleft(request.after)
         self._finish(request, ok, request.messages)
@@ -448,7 +479,7 @@ class Supervisor:
                     log.error(text)
             return
         assert self.door is not None
-        self.door.answer(call, ok, messages, note)
+        self.door.answer(call, ok, messages, note, request.result)
 
     # -- graceful shutdown (reference 1.6) ------------------------------------------------------------------
 

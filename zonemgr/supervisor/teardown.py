@@ -16,7 +16,7 @@ from zonemgr.linux.cgroup import Part
 from zonemgr.model import plan
 from zonemgr.model.states import Command, State
 from zonemgr.platform import runner, undo
-from zonemgr.store import idranges, snapshot
+from zonemgr.store import change, idranges, snapshot
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Phase
 from zonemgr.store.ledger import Ledger
@@ -141,6 +141,7 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
             first.add_note(other.text)
         raise first
     instances.forget(layout, zonename)
+    change.forget(layout, zonename)
     (layout.zone_run(zonename) / SOCKET).unlink(missing_ok=True)
     if layout.alternate:
         idranges.release(layout, zonename)

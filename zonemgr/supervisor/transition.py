@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from zonemgr.brandkit import loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
@@ -41,6 +42,9 @@ class Transition:
     successor: tuple[str, ...] = ()
     step: Callable[[plan.Op], None] | None = None
     quick_reboots: int = 0
+    dry_run: bool = False  # apply: only say what would be done
+    confirm_s: float | None = None  # apply: take it back after that time, unless it is confirmed
+    result: Callable[[dict[str, Any]], None] = field(default=lambda _result: None)  # what the answer holds besides text
     zone: Zone | None = field(default=None)
     _brand: Brand | None = field(default=None)
 

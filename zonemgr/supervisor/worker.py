@@ -1,7 +1,8 @@
 """Workers: one forked process a transition, which may block while the supervisor serves on.
 
 The worker lives with its hooks in the zone's ``work`` cgroup and dies with its supervisor.  It speaks packets:
-``say`` (a line for the requester), ``notice`` (for the console), ``console`` (zsched holds a new pty), and last
+``say`` (a line for the requester), ``result`` (what else it is answered), ``notice`` (for the console), ``console``
+(zsched holds a new pty), and last
 ``done``.  One that ends without ``done`` has crashed, and what it did is taken back from the ledger by another.
 """
 
@@ -22,7 +23,7 @@ from zonemgr.model.states import Command, Notice
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot
 from zonemgr.store.instance import Mode, Phase
-from zonemgr.supervisor import boot, bringup, log, shutdown, statehooks, teardown
+from zonemgr.supervisor import boot, bringup, change, log, shutdown, statehooks, teardown
 from zonemgr.supervisor.statehooks import HookFailed
 from zonemgr.supervisor.transition import Transition
 from zonemgr.wire import packets
@@ -81,6 +82,10 @@ class Reporter:
         packets.send(self._sock, {"console": True})
         packets.receive(self._sock)
 
+    def result(self, result: dict[str, Any]) -> None:
+        """What the answer holds besides the messages."""
+        packets.send(self._sock, {"result": result})
+
     def done(self, ok: bool) -> None:
         packets.send(self._sock, {"done": True, "ok": ok})
 
@@ -106,7 +111,7 @@ def _be_worker(
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         reporter = Reporter(sock)
         transition.say, transition.notice = reporter.say, reporter.notice
-        transition.console_ready = reporter.console_ready
+        transition.console_ready, transition.result = reporter.console_ready, reporter.result
         try:
             ok = job(transition, reporter)
         except ZoneError as error:
@@ -203,6 +208,12 @@ def _step(transition: Transition, procedure: Procedure, step: Step) -> None:
             shutdown.shutdown(transition)
         case Step.NOTE_UNINSTALLING:
             pass  # the notice is all there is to it
+        case Step.APPLY:
+            change.apply(transition)
+        case Step.CONFIRM:
+            change.confirm(transition)
+        case Step.REVERT:
+            change.revert(transition)
 
 
 def _fail(transition: Transition, procedure: Procedure, step: Step, error: ZoneError) -> None:

@@ -4,7 +4,7 @@ Only a parent can wait for a process, and the console's pty master must outlive 
 the process that does both, and nothing else: it makes the zone's first mount namespace (M0) and process 1,
 holds the descriptors of what must stay, records how init ended, and hands all of it to whichever supervisor
 connects.  It stays in the host's namespaces and out of the zone's cgroup; it runs no hooks, reads no
-configuration, and keeps no timers.
+configuration, and keeps one timer.
 
 The protocol (``wire.packets`` on the socket ``zsched`` in the zone's 0700 run folder) has a version and only
 ever grows, so that any newer supervisor adopts any older zsched:
@@ -15,6 +15,8 @@ ever grows, so that any newer supervisor adopts any older zsched:
 * ``console``  -> keep this pty (descriptors master, slave)
 * ``stub``     -> pass one message to the parked process 1 and return its answer
 * ``commit``   -> the platform is complete: live on when the creator goes
+* ``wake``     -> start a supervisor after so many seconds, or when the attached one goes, if that is later; null: not
+  any more
 * ``quit``     -> kill init if it lives, and leave
 
 While nobody is attached zsched drains the console into a 64 KiB ring (a full pty would block the zone), and
@@ -27,6 +29,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -59,6 +62,7 @@ class Zsched:
         self.init_pid = 0
         self.exit: dict[str, int] | None = None
         self.leaving = False
+        self.wake_s: float | None = None  # CLOCK_BOOTTIME
 
     # -- birth ----------------------------------------------------------------------------------------------
 
@@ -107,10 +111,21 @@ class Zsched:
                 handlers[self.held["master"]] = self._drain
             for descriptor in handlers:
                 poller.register(descriptor, select.POLLIN)
-            for descriptor, _events in poller.poll():
+            for descriptor, _events in poller.poll(self._patience_ms()):
                 handlers[descriptor]()
                 if descriptor not in (self.listener.fileno(), self.held.get("master")):
                     break  # a client may have gone, and its descriptor with it: look again
+
+    def _patience_ms(self) -> int | None:
+        """How long to sleep; somebody is attached: as long as it likes.  Starts the supervisor that is due."""
+        if self.wake_s is None or self.attached is not None:
+            return None
+        left_s = self.wake_s - _now_s()
+        if left_s > 0:
+            return int(left_s * 1000) + 1
+        self.wake_s = None
+        self._start_successor()
+        return None
 
     def _accept(self) -> None:
         client, _address = self.listener.accept()
@@ -210,6 +225,12 @@ class Zsched:
         self.committed = True
         packets.send(client, {"ok": True})
 
+    def _wake(self, head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
+        packets.close_all(fds)
+        after_s = head["after_s"]
+        self.wake_s = None if after_s is None else _now_s() + float(after_s)
+        packets.send(client, {"ok": True})
+
     def _quit(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
         packets.close_all(fds)
         if self.exit is None:
@@ -224,6 +245,7 @@ class Zsched:
         "console": _console,
         "stub": _stub,
         "commit": _commit,
+        "wake": _wake,
         "quit": _quit,
     }
 
@@ -292,6 +314,10 @@ def _clone_as(owner: int, flags: int, payload_fd: int) -> tuple[int, int]:
         os.seteuid(0)
         process.set_dumpable(False)  # each change of ids has reset it
     return pid, init_fd
+
+
+def _now_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _be_stub(channel: socket.socket) -> None:

@@ -312,6 +312,16 @@ class ZoneCgroup:
 
         return apply(self, limits, best_effort=best_effort, clear=clear, optional=optional)
 
+    def reclaim(self, wanted_bytes: int) -> None:
+        """Ask the kernel to take that much memory from the zone, as far as it can: caches, and what swap has room for.
+
+        Nothing where the host counts memory on v1: there a limit below what is used is refused by the kernel itself.
+        """
+        try:
+            _write(self.part_path(Part.PAYLOAD) / "memory.reclaim", str(wanted_bytes))
+        except PlatformError:
+            return  # EAGAIN: it could not get all of it
+
     def usage(self) -> Usage:
         """What the zone uses now; None where the host does not count it."""
         from zonemgr.linux.cgroup.usage import of_zone
