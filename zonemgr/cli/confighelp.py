@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,3 +105,26 @@ def facts(row: Property, kind: Resource | None = None) -> list[str]:
         default = str(row.default).lower() if isinstance(row.default, bool) else str(row.default)
         found.append(f"default: {default}")
     return found
+
+
+def candidates(words: Sequence[str], kind: Resource | None) -> Iterable[str]:
+    """What may follow these words of a command, inside a resource of this kind or outside of any."""
+    if not words:
+        return COMMANDS
+    command = words[0]
+    if command in ("add", "remove", "select", "info") and len(words) == 1 and kind is None:
+        return schema.RESOURCES
+    if command in ("set", "clear", "add", "remove", "info", "help") and kind is not None:
+        return _names(kind.properties, command)
+    if command in ("add", "remove", "select", "info") and len(words) > 1:
+        named = schema.resource(words[1])
+        return _names(named.properties, "set") if named else ()
+    if command == "help":
+        return [*COMMANDS, *schema.RESOURCES, *_names(schema.GLOBAL_PROPERTIES, command)]
+    if command in ("set", "clear"):
+        return _names(schema.GLOBAL_PROPERTIES, command)
+    return ()
+
+
+def _names(rows: Iterable[Property], command: str) -> list[str]:
+    return [f"{row.name}=" if command == "set" else row.name for row in rows]

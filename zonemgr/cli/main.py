@@ -244,6 +244,10 @@ def complete(command: click.Command, name: str, verb: Verb) -> click.Command:
     command.short_help = verb.help
     command.help = command.help or verb.help
     command.epilog = command.epilog or f"Example: {verb.example}"
+    if "_ZONEMGR_COMPLETE" in os.environ:  # a shell asks what may stand where
+        from zonemgr.cli import completion
+
+        completion.prepare(command, name)
     return command
 
 

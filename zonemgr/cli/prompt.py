@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from zonemgr.cli import configtext
-from zonemgr.cli.editor import COMMANDS, Editor
+from zonemgr.cli.confighelp import candidates
+from zonemgr.cli.editor import Editor
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import require_write_access
 from zonemgr.errors import Exit, NoSuchZoneError, StateError, UsageError, ZoneError, message
@@ -182,26 +183,9 @@ class Prompt:
 
     # -- completion -----------------------------------------------------------------------------------------
 
-    def candidates(self, words: list[str], last: str) -> Iterable[str]:
-        """What may stand in the place of ``last``, after ``words``."""
-        scope = self.editor.scope
-        if not words:
-            return COMMANDS
-        command = words[0]
-        if command in ("add", "remove", "select", "info") and len(words) == 1 and scope is None:
-            return schema.RESOURCES
-        if command in ("set", "clear", "add", "remove", "info", "help") and scope is not None:
-            return _properties((row.name for row in scope.kind.properties), command)
-        if command in ("add", "remove", "select", "info") and len(words) > 1:
-            kind = schema.resource(words[1])
-            return _properties((row.name for row in kind.properties), "set") if kind else ()
-        if command in ("set", "clear", "help"):
-            return _properties((row.name for row in schema.GLOBAL_PROPERTIES), command)
-        return ()
-
-
-def _properties(names: Iterable[str], command: str) -> list[str]:
-    return [f"{name}=" if command == "set" else name for name in names]
+    def candidates(self, words: list[str]) -> Iterable[str]:
+        """What may follow these words."""
+        return candidates(words, self.editor.scope.kind if self.editor.scope else None)
 
 
 class _Declined(UsageError):
@@ -238,7 +222,7 @@ class _Readline:
 
         if state == 0:
             before = readline.get_line_buffer()[: readline.get_begidx()].rpartition(";")[2].split()
-            found = [word for word in self._prompt.candidates(before, text) if word.startswith(text)]
+            found = [word for word in self._prompt.candidates(before) if word.startswith(text)]
             self._matches = [word if word.endswith("=") else f"{word} " for word in found]
         return self._matches[state] if state < len(self._matches) else None
 
