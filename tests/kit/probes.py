@@ -91,6 +91,16 @@ def _file_system(kind: str) -> str:
     return "" if shutil.which(f"mkfs.{kind}") else f"there is no mkfs.{kind}"
 
 
+def _unified() -> str:
+    """Nothing but cgroup2."""
+    hybrid = " - cgroup " in Path("/proc/self/mountinfo").read_text()
+    return "it has controllers on cgroup v1" if hybrid else _cgroup()
+
+
+def _cpus() -> str:
+    return "" if len(os.sched_getaffinity(0)) > 1 else "there is one CPU"
+
+
 def _quota() -> str:
     """ext4 with quota of projects: some kernels lack it."""
     with tempfile.TemporaryDirectory(prefix="zonemgr-quota-") as folder:
@@ -132,6 +142,8 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "loop": _loop,
     "btrfs": lambda: _loop() or _file_system("btrfs"),
     "xfs": lambda: _loop() or _file_system("xfs"),
+    "unified": _unified,
+    "cpus": _cpus,
     "quota": _quota,
     "nft": _nft,
     "busybox": _busybox,
@@ -154,4 +166,6 @@ def must(name: str) -> bool:
 
 def unknown_musts() -> list[str]:
     """Words of ZONEMGR_MUST that are no probes."""
-    return [word for word in os.environ.get(MUST_VARIABLE, "").split() if word not in PROBES and word != "all"]
+    return [
+        word for word in os.environ.get(MUST_VARIABLE, "").split() if word not in PROBES and word != "all"
+    ]

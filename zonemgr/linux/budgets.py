@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from zonemgr.errors import message
+
 MOST_PROCESSES: Final = 16384
 FEWEST_PROCESSES: Final = 512
 SHARE_OF_PROCESSES: Final = 0.15
@@ -34,7 +36,9 @@ class Budget:
         return f"sysctl -w {self.sysctl}={self.least}"
 
     def __str__(self) -> str:
-        return f"{self.sysctl} is {self.found}: a zone may need {self.least} {self.what} ({self.cure})"
+        form = "{sysctl} is {found}: a zone may need {least} {what} ({cure})"
+        facts = {"sysctl": self.sysctl, "found": self.found, "least": self.least, "what": self.what}
+        return message(form, **facts, cure=self.cure)
 
 
 _TABLE: Final = (

@@ -139,19 +139,24 @@ def _of_instance(registry: Registry, base: str) -> cpus.CPUS:
 
 def spread(registry: Registry, base: str) -> None:
     """Hold every zone of the instance that has no CPUs of its own to those that nobody has."""
-    shares = registry.shares()
-    dedicated = frozenset().union(*(share.numbers for share in shares))
-    own = {share.zonename for share in shares if share.base == base}
-    for zonename in cpus.zones_of(registry.hierarchy, base):
-        if zonename not in own:
-            cpus.keep_off(registry.hierarchy, base, zonename, dedicated)
+    with registry.lock():
+        shares = registry.shares()
+        dedicated = frozenset().union(*(share.numbers for share in shares))
+        own = {share.zonename for share in shares if share.base == base}
+        for zonename in cpus.zones_of(registry.hierarchy, base):
+            if zonename not in own:
+                cpus.keep_off(registry.hierarchy, base, zonename, dedicated)
 
 
 def keep_off_others(cgroup: ZoneCgroup) -> None:
     """A zone that has just been made keeps off the CPUs of others."""
     registry = Registry(cgroup.hierarchy)
-    if registry.path.exists() and (dedicated := registry.dedicated(but=(cgroup.base, cgroup.name))):
-        cpus.keep_off(cgroup.hierarchy, cgroup.base, cgroup.name, dedicated)
+    if not registry.path.exists():
+        return
+    with registry.lock():
+        dedicated = registry.dedicated(but=(cgroup.base, cgroup.name))
+        if dedicated:
+            cpus.keep_off(cgroup.hierarchy, cgroup.base, cgroup.name, dedicated)
 
 
 def stage_cpus(stage: Stage) -> cpus.CPUS | None:
@@ -207,7 +212,9 @@ def set_process_limits(op: plan.SetProcessLimits, stage: Stage, *, living: bool 
     for name, wanted in rlimits.to_numbers(op.limits).items():
         held = _within(name, wanted, required=name in op.asked and not op.best_effort)
         if name in op.asked:
-            problem = "" if held == wanted else f"this host allows no more than {_spell(held)}"
+            problem = (
+                "" if held == wanted else message("this host allows no more than {most}", most=_spell(held))
+            )
             stage.applied(AppliedLimit(f"rlimit {name}", _spell(wanted), _spell(held), problem))
         if living:
             _change(name, held, pid, others)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from zonemgr.errors import PlatformError
+from zonemgr.errors import PlatformError, message
 from zonemgr.linux.cgroup import Hierarchy, cpus
 from zonemgr.linux.procfs import boot_id
 from zonemgr.store import files
@@ -62,13 +62,13 @@ class Registry:
 
         One CPU is left to everybody else.
         """
-        with self._lock():
+        with self.lock():
             shares = self.shares()
             others = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
             free = cpus.online() - frozenset().union(*(share.numbers for share in others))
             chosen = pick(free)
             if not free - chosen:
-                raise ValueError("no CPU would be left for the host and its other zones")
+                raise ValueError(message("no CPU would be left for the host and its other zones"))
             self._write([*others, Share(base, zonename, cpus.spell(chosen))])
         return chosen
 
@@ -76,7 +76,7 @@ class Registry:
         """Give the zone's CPUs back.  False when it had none."""
         if not self.path.exists():
             return False
-        with self._lock():
+        with self.lock():
             shares = self.shares()
             kept = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
             if kept:
@@ -90,7 +90,8 @@ class Registry:
         mine = (share.numbers for share in self.shares() if (share.base, share.zonename) == (base, zonename))
         return frozenset().union(*mine)
 
-    def _lock(self) -> FileLock:
+    def lock(self) -> FileLock:
+        """For whoever acts on what the registry says: what another one changes meanwhile must not be undone."""
         return FileLock(self.path.with_suffix(".lock"))
 
     def _write(self, shares: list[Share]) -> None:

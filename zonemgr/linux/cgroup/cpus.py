@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from zonemgr.errors import message
 from zonemgr.linux.cgroup.hierarchy import Hierarchy, write_file
 
 CPUS = frozenset[int]
@@ -131,14 +132,14 @@ def choose(unit: str, wanted: str, free: CPUS, where: dict[int, tuple[int, int]]
         low, _, high = wanted.partition("-")
         order = sorted(free, key=lambda cpu: (where[cpu], cpu), reverse=True)
         if len(order) < int(low):
-            raise ValueError(f"{low} CPUs are wanted and {len(order)} are free")
+            raise ValueError(message("{wanted} CPUs are wanted and {count} are free", wanted=low, count=len(order)))
         return frozenset(order[: int(high or low)])
     numbers = parse(wanted)
     index = {"sockets": 0, "cores": 1}.get(unit)
     chosen = {cpu for cpu in where if (cpu if index is None else where[cpu][index]) in numbers}
     there = {cpu if index is None else where[cpu][index] for cpu in where}
     if missing := numbers - there:
-        raise ValueError(f"the host has no {unit} {spell(missing)}")
+        raise ValueError(message("the host has no {unit} {numbers}", unit=unit, numbers=spell(missing)))
     if taken := chosen - free:
-        raise ValueError(f"CPUs {spell(taken)} are not free")
+        raise ValueError(message("CPUs {numbers} are not free", numbers=spell(taken)))
     return frozenset(chosen)
