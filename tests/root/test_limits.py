@@ -274,3 +274,33 @@ def test_a_zone_that_dies_of_its_memory_says_so(instance: Instance) -> None:
     (ended,) = [event for event in events if event["type"] == "init"]
     assert ended["oom_kills"] >= 1 and "memory" in ended["ended"]
     assert "out of memory" in (instance.layout.zone_log("web") / "supervisor.log").read_text()
+
+
+def test_limits_of_a_living_zone_change_and_what_processes_chose_stays(instance: Instance) -> None:
+    installed(instance, "web", SETTINGS)
+    instance.run("boot", "web")
+    code = "import resource, sys; r = resource.RLIMIT_NOFILE; own = sys.argv[1:]\n"
+    code += "resource.setrlimit(r, (50, 60)) if own else None\nprint(flush=True); input(); print(resource.getrlimit(r))"
+    words = ("login", "web", "--", "python3", "-c", code)
+    with (
+        instance.popen(*words, stdin=subprocess.PIPE) as plain,
+        instance.popen(*words, "own", stdin=subprocess.PIPE) as own,
+    ):
+        assert plain.stdout is not None and own.stdout is not None
+        plain.stdout.readline()
+        own.stdout.readline()
+        file = instance.layout.config("web")
+        text = file.read_text().replace('soft = "300"\nhard = "400"', 'soft = "200"\nhard = "250"')
+        text = text.replace("max-lwps = 100", "max-lwps = 120").replace("oom-score-adj = 300", "oom-score-adj = 400")
+        text = text.replace('write-bps = "2M"\n', "").replace("max-shm-ids = 5\n", "")
+        file.write_text(text)
+        instance.run("apply", "web")
+        assert plain.communicate("\n")[0] == "(200, 250)\n"
+        assert own.communicate("\n")[0] == "(50, 60)\n"
+    limits = applied(instance, "web")
+    assert limits["max-lwps"]["effective"] == 120 and "max-shm-ids" not in limits
+    assert limits["rlimit nofile"]["effective"] == "200:250"
+    (throttle,) = limits["capped-io"]["effective"]
+    assert "write-bps" not in throttle and "read-iops=5000" in throttle
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE), open('/proc/self/oom_score_adj').read())"
+    assert instance.login("web", "python3", "-c", code).split() == ["(200,", "250)", "400"]

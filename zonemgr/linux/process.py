@@ -236,6 +236,40 @@ def raise_rlimits() -> None:
                 resource.setrlimit(number, (hard, hard))
 
 
+def prlimit(pid: int, number: int, pair: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Another process's limit, after it was given ``pair``.  ProcessLookupError, PermissionError, ValueError.
+
+    That takes sys_resource or the process's own user: without the one, our real user becomes the other for a moment
+    (the effective one stays root).  Then a hard limit can only go down.
+    """
+    wanted = () if pair is None else (pair,)
+    try:
+        resource.prlimit(pid, number, *wanted)
+        return resource.prlimit(pid, number)
+    except PermissionError:
+        uid, gid = _real_ids(pid)
+    try:
+        os.setresgid(gid, -1, -1)
+        os.setresuid(uid, -1, -1)
+        resource.prlimit(pid, number, *wanted)
+        return resource.prlimit(pid, number)
+    finally:
+        os.setresuid(0, -1, -1)
+        os.setresgid(0, -1, -1)
+        set_dumpable(False)
+
+
+def _real_ids(pid: int) -> tuple[int, int]:
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            words = {
+                line.split(":")[0]: line.split()[1] for line in file if line.startswith(("Uid:", "Gid:"))
+            }
+    except FileNotFoundError:
+        raise ProcessLookupError(3, os.strerror(3)) from None
+    return int(words["Uid"]), int(words["Gid"])
+
+
 def oom_score_adj(pid: int) -> int:
     """What ``set_oom_score_adj`` has set."""
     with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:

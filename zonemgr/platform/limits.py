@@ -198,17 +198,40 @@ def note_settings(op: plan.Sysctls, stage: Stage) -> None:
             stage.applied(AppliedLimit(_SETTINGS[name], held, held))
 
 
+def forget_settings(names: Iterable[str], stage: Stage) -> None:
+    """These settings are those of any new namespace again."""
+    for name in names:
+        if name in _SETTINGS:
+            stage.applied(AppliedLimit(_SETTINGS[name], None, None))
+
+
 # -- its processes --------------------------------------------------------------------------------------------------
 
 
-def set_process_limits(op: plan.SetProcessLimits, stage: Stage, *, living: bool = False) -> None:
-    """Decide what each process begins with: process 1 takes it when it becomes init, and who enters later too.
+def set_process_limits(op: plan.SetProcessLimits, stage: Stage) -> None:
+    """Decide what each process begins with: process 1 takes it when it becomes init, and who enters later too."""
+    _decide(op, stage)
+    process.set_oom_score_adj(op.oom_score_adj, stage.born.init_pid)
 
-    In a living zone it is set at once, on the processes that still have what process 1 has: what a process chose for
-    itself stays.
+
+def change_process_limits(old: plan.SetProcessLimits, new: plan.SetProcessLimits, stage: Stage) -> None:
+    """Set what differs at once, in a living zone, on the processes that still have what process 1 has: what a process
+    chose for itself stays.
     """
+    _decide(new, stage)
     pid = stage.born.init_pid
-    others = [other for other in stage.cgroup.pids(Part.PAYLOAD) if other != pid] if living else []
+    others = [other for other in stage.cgroup.pids(Part.PAYLOAD) if other != pid]
+    before = rlimits.to_numbers(old.limits)
+    for name, pair in rlimits.to_numbers(new.limits).items():
+        if before.get(name) != pair:
+            _change(name, rlimits.to_numbers([f"{name}={stage.rlimits[name]}"])[name], pid, others)
+    for name in set(old.asked) - set(new.asked):
+        stage.applied(AppliedLimit(f"rlimit {name}", None, None))
+    if old.oom_score_adj != new.oom_score_adj:
+        _set_oom_score(new.oom_score_adj, pid, others)
+
+
+def _decide(op: plan.SetProcessLimits, stage: Stage) -> None:
     for name, wanted in rlimits.to_numbers(op.limits).items():
         held = _within(name, wanted, required=name in op.asked and not op.best_effort)
         if name in op.asked:
@@ -216,10 +239,7 @@ def set_process_limits(op: plan.SetProcessLimits, stage: Stage, *, living: bool 
                 "" if held == wanted else message("this host allows no more than {most}", most=_spell(held))
             )
             stage.applied(AppliedLimit(f"rlimit {name}", _spell(wanted), _spell(held), problem))
-        if living:
-            _change(name, held, pid, others)
         stage.rlimits[name] = _spell(held)
-    _set_oom_score(op.oom_score_adj, pid, others)
     stage.oom_score_adj = op.oom_score_adj
 
 
@@ -248,20 +268,18 @@ def _most(name: str) -> int:
 
 def _change(name: str, held: tuple[int, int], pid: int, others: Iterable[int]) -> None:
     number = getattr(resource, f"RLIMIT_{name.upper()}")
-    before = resource.prlimit(pid, number)
-    if held == before:
-        return
-    resource.prlimit(pid, number, held)
-    for other in others:
-        _follow(other, number, before, held)
-
-
-def _follow(pid: int, number: int, before: tuple[int, int], held: tuple[int, int]) -> None:
+    before = process.prlimit(pid, number)
     try:
-        if resource.prlimit(pid, number) == before:
-            resource.prlimit(pid, number, held)
-    except ProcessLookupError:
-        return  # it has ended
+        process.prlimit(pid, number, held)
+    except PermissionError:
+        form = "cannot raise the limit rlimit {name} of living processes: that takes CAP_SYS_RESOURCE on the host"
+        raise PlatformError(form, name=name) from None
+    for other in others:
+        try:
+            if process.prlimit(other, number) == before:
+                process.prlimit(other, number, held)
+        except (ProcessLookupError, PermissionError):
+            continue  # it has ended, or changes its user just now
 
 
 def _set_oom_score(value: int, pid: int, others: Iterable[int]) -> None:

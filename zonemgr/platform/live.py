@@ -24,7 +24,7 @@ from zonemgr.linux.hints import explain
 from zonemgr.model import plan
 from zonemgr.model.delta import Step
 from zonemgr.platform import devices, limits, network, runner, undo
-from zonemgr.platform.stage import Stage
+from zonemgr.platform.stage import AppliedLimit, Stage
 from zonemgr.store.ledger import Ledger
 
 _MTU = 1500  # of a link for which nobody asked for another one
@@ -254,12 +254,9 @@ def _relimit(old: plan.SetLimits, new: plan.SetLimits, stage: Stage) -> None:
     limits.set_limits(new, stage, living=True)
 
 
-def _limit_processes(op: plan.SetProcessLimits, stage: Stage) -> None:
-    limits.set_process_limits(op, stage, living=True)
-
-
-def _relimit_processes(_old: plan.SetProcessLimits, new: plan.SetProcessLimits, stage: Stage) -> None:
-    limits.set_process_limits(new, stage, living=True)
+def _share_cpus(op: plan.DedicateCpus, stage: Stage) -> None:
+    _undo(op, stage)
+    stage.applied(AppliedLimit("dedicated-cpu", None, None))
 
 
 def _lift_quota(op: plan.SetQuota, stage: Stage) -> None:
@@ -275,6 +272,7 @@ def _reset(old: plan.Sysctls, new: plan.Sysctls, stage: Stage) -> None:
     names = {setting.partition("=")[0] for setting in new.settings}
     gone = [name for name in (setting.partition("=")[0] for setting in old.settings) if name not in names]
     runner.act(plan.Sysctls((*new.settings, *(f"{name}={DEFAULTS[name]}" for name in gone))), stage)
+    limits.forget_settings(gone, stage)
 
 
 # include/uapi/linux/{shm,msg,sem}.h: what every new ipc namespace begins with.
@@ -322,8 +320,8 @@ RULES: dict[type[plan.Op], Rule] = {
     plan.MoveLink: Rule(_make_inside, _undo),
     plan.ConfigureLink: Rule(_address, _unaddress, _readdress),
     plan.AllowDevices: Rule(runner.act, _impossible, _again),
-    plan.DedicateCpus: Rule(runner.act, _undo, _again),
-    plan.SetProcessLimits: Rule(_limit_processes, _impossible, _relimit_processes),
+    plan.DedicateCpus: Rule(runner.act, _share_cpus, _again),
+    plan.SetProcessLimits: Rule(_impossible, _impossible, limits.change_process_limits),
     plan.SetQuota: Rule(runner.act, _lift_quota, _again),
     plan.SetLimits: Rule(_limit, _unlimit, _relimit),
     plan.Sysctls: Rule(runner.act, _unset, _reset),

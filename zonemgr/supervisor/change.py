@@ -303,7 +303,8 @@ def _with_limits(instance: Instance, stage: Stage) -> Instance:
     """The record's part of the change: what holds now, and what whoever enters the zone gets."""
     limits = {table["name"]: table for table in instance.limits}
     limits.update({name: limit.to_json() for name, limit in stage.limits.items()})
-    instance = instance.but(limits=tuple(limits.values()))
+    held = (table for table in limits.values() if (table["configured"], table["effective"]) != (None, None))
+    instance = instance.but(limits=tuple(held))
     if not stage.rlimits:
         return instance
     rlimits = tuple(f"{name}={pair}" for name, pair in stage.rlimits.items())
