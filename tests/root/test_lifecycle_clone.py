@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.disks import mounted, overlay
 from tests.kit.instance import Instance
-from zonemgr.brandkit import storage, tree
+from zonemgr.brandkit import layers, storage, tree
 from zonemgr.brandkit.owners import Owners
 from zonemgr.brandkit.storage import Method
 from zonemgr.errors import PlatformError
@@ -366,6 +366,28 @@ def test_an_origin_stays_as_long_as_a_zone_lies_on_it(instance: Instance) -> Non
     assert os.listdir(origins) == [Path(layer).parent.name]
     instance.run("uninstall", "-F", "one")
     assert not origins.exists()
+
+
+def test_nobody_is_robbed_of_what_a_root_lies_on(instance: Instance) -> None:
+    """Neither by verbs that leave files where they are, nor by a link that somebody has put beside the zonepath."""
+    shared = instance.root / "shared"
+    shared.mkdir(mode=0o1777)
+    shared.chmod(0o1777)
+    instance.installed("web", "--no-net", f"zonepath={shared}/web")
+    precious = instance.root / "precious"
+    (precious / "of somebody/root").mkdir(parents=True)
+    trap = Path(layers.origins_beside(instance.layout, f"{shared}/web"))
+    trap.symlink_to(precious)
+    done = instance.run("clone", "-m", "overlay", "web", "new", check=1)
+    assert "is in the way" in done.stderr and instance.state("web") == "installed"
+    instance.installed("other", "--no-net", f"zonepath={shared}/other")
+    instance.run("uninstall", "-F", "other")
+    assert (precious / "of somebody/root").is_dir()
+    trap.unlink()
+    instance.run("clone", "-m", "overlay", "web", "new")
+    for words in (("mark", "-F", "web", "configured"), ("delete", "-F", "web"), ("detach", "web")):
+        assert "its root is in layers" in instance.run(*words, check=1).stderr, words
+    assert layers.users(instance.layout)[str(trap / os.listdir(trap)[0] / "root")] == {"web", "new"}
 
 
 def test_what_cannot_be_shared_is_refused_and_changes_nothing(instance: Instance) -> None:

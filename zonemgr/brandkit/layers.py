@@ -146,10 +146,28 @@ def freeze(layout: Layout, name: str, claim: Callable[[], None]) -> None:
     journal.begin(layout, name, {"verb": "freeze", "origin": origin, "uuid": entry.uuid})
     claim()
     for folder in (os.path.dirname(os.path.dirname(origin)), os.path.dirname(origin)):
-        files.make_directory(Path(folder), 0o700)
+        _make_private(folder)
     new_root(entry.zonepath, NEW_ROOT, root)
     os.rename(root, origin)  # the deciding step
     files.sync_directory(Path(origin).parent)
+
+
+def _make_private(folder: str) -> None:
+    """A folder that only root can look into.  What is there already may be somebody else's: /tmp is for everybody."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not _is_private(folder):
+            raise PlatformError("{path} is in the way: it is not a folder of root's alone", path=folder) from None
+
+
+def _is_private(folder: str) -> bool:
+    """Whether the folder is root's alone, no link, so that nobody else can have put it or anything below it there."""
+    try:
+        status = os.lstat(folder)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
 
 
 def new_root(zonepath: str, name: str, like: str) -> None:
@@ -178,7 +196,8 @@ def recover(layout: Layout, name: str, origin: str) -> None:
             zones.update_entry(layout, name, layers=(origin, *entry.layers))
         return
     _remove(f"{entry.zonepath}/{NEW_ROOT}")
-    _remove(os.path.dirname(origin))
+    if _is_private(os.path.dirname(os.path.dirname(origin))):
+        _remove(os.path.dirname(origin))
 
 
 # -- origins that nobody needs ----------------------------------------------------------------------------------
@@ -198,8 +217,8 @@ def release(layout: Layout, name: str) -> None:
 
 def collect(layout: Layout, folder: str, *, without: str = "") -> list[str]:
     """Remove the origins in a folder that no zone (but ``without``) lies on; their names."""
-    if not os.path.isdir(folder):
-        return []
+    if not _is_private(folder):
+        return []  # there is none, or it is not ours
     with FileLock(layout.lib / "state/.origins.lock"):
         try:
             used = users(layout)

@@ -42,6 +42,8 @@ def delete_zone(session: Session, zonename: str, *, force: bool) -> None:
             zonename=zonename,
         )
     entry = zones.read_entry(layout, zonename)
+    if entry.layers:
+        raise StateError("its root is in layers, which go when nothing names them: uninstall it first")
     session.confirm(
         message("Are you sure you want to delete zone {zonename}", zonename=zonename), force=force
     )

@@ -47,7 +47,10 @@ def _mark(session: Session, name: str, state: State) -> None:
     zone = zones.load(layout, name)
     if state is State.INSTALLED and not os.path.isdir(f"{zone.zonepath}/root"):
         raise PlatformError("{path}/root is not there", path=zone.zonepath)
-    if zones.read_entry(layout, name).state is State.INSTALLED:
+    entry = zones.read_entry(layout, name)
+    if state is State.CONFIGURED and entry.layers:
+        raise PlatformError("its root is in layers, which go when nothing names them: uninstall it instead")
+    if entry.state is State.INSTALLED:
         claim(layout, name, "mark")  # not while it boots
     if state is State.CONFIGURED:
         forget(layout, name)
