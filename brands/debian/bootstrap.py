@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zonemgr.brandkit import BrandError, NotCompleted, ZoneInfo
+from zonemgr.brandkit import BrandError, NotCompleted, ZoneInfo, report
 from zonemgr.brandkit.rootdir import RootDir
 from zonemgr.brandkit.sandbox import ROOT, Sandbox, sandbox
 
@@ -80,17 +80,22 @@ def _run(box: Sandbox, command: tuple[str, ...], environment: dict[str, str]) ->
 
 
 def _progress(lines: Iterable[str], last: deque[str]) -> Iterator[str]:
-    """A line for each step and for every so many packages; warnings and errors as they are."""
-    step, count = "", 0
+    """A line for each step and for every so many packages; warnings and errors as they are.
+
+    How many packages there are is known after the first step; it is reported for a bar from then on.
+    """
+    step, count, packages = "", 0, 0
     for line in lines:
         last.append(line)
         words = line.removeprefix("I: ").split()
         if line.startswith("I: ") and words[:1] and words[0] in STEPS:
             if words[0] != step:
+                packages = max(packages, count)
                 step, count = words[0], 0
             if count % EACH == 0:
                 yield f"{step.lower()} packages" + (f": {count}" if count else "")
             count += 1
+            report(f"{step.lower()} packages", count, max(packages, count) if packages else 0)
         elif line.startswith(("W: ", "E: ")) and not any(text in line for text in EXPECTED):
             yield line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,28 @@ def test_the_hooks_around_install_and_uninstall(instance: Instance, declare: Dec
     assert instance.state() == "incomplete"
     instance.run("uninstall", "-F", "web")
     assert instance.state() == "configured"
+
+
+def test_a_hook_that_reports_has_a_bar_on_a_terminal_and_nowhere_else(instance: Instance, declare: Declare) -> None:
+    """The mark is what ``zonemgr.brandkit.report`` prints, which a hook in another language may print too."""
+    name = declare("", postinstall="for n in 1 2 3 4; do printf '\\037%s/4 laying bricks\\n' $n; done; echo built")
+    instance.configured("web", "-b", name, "--no-net")
+    said = instance.run("install", "web").stderr
+    assert "built" in said and "bricks" not in said
+    instance.run("uninstall", "-F", "web")
+    ours, theirs = os.openpty()
+    command = [*instance.command, "install", "web"]
+    child = subprocess.Popen(command, stdin=theirs, stderr=theirs, env={**instance.env, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert b"laying bricks" in shown and b"/4" in shown and b"built" in shown
 
 
 @pytest.mark.skipif("name=systemd" not in detect().controllers, reason="this host has no cgroup v1")

@@ -14,6 +14,7 @@ import pytest
 from zonemgr.brandkit import hooks
 from zonemgr.brandkit.base import Brand, NotCompleted, ZoneInfo
 from zonemgr.brandkit.hooks import HookError, HookExit
+from zonemgr.brandkit.reports import Report, report
 from zonemgr.errors import BrandError, UsageError
 from zonemgr.model.zone import Zone
 
@@ -43,6 +44,20 @@ def test_what_a_hook_prints_is_heard_line_by_line() -> None:
         os.write(1, b"\nfour without an end")
 
     assert _run(call) == (0, ["one", "two", "three", "four without an end"])
+
+
+def test_what_is_for_a_bar_is_not_heard() -> None:
+    def call() -> None:
+        print("begun")
+        report("making things", 3, 7)
+        print("\x1fnonsense")
+        print("done")
+
+    heard: list[str] = []
+    reported: list[Report] = []
+    hooks.run_hook(call, name="the hook", deadline_s=SOON_S, say=heard.append, reported=reported.append)
+    assert heard == ["begun", "done"]
+    assert reported == [Report("making things", 3, 7), Report("", 0, 0)]
 
 
 def test_output_is_heard_while_the_hook_runs(tmp_path: Path) -> None:

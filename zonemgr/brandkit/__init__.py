@@ -7,6 +7,7 @@ The loader, the hook runner and the care of a zonepath beside this file belong t
 from __future__ import annotations
 
 from zonemgr.brandkit.base import BRAND_API, Brand, NotCompleted, ZoneInfo
+from zonemgr.brandkit.reports import report
 from zonemgr.errors import BrandError, UsageError, message
 from zonemgr.model.brandspec import (
     STANDARD_DEVICES,
@@ -35,4 +36,5 @@ __all__ = [
     "UsageError",
     "ZoneInfo",
     "message",
+    "report",
 ]

@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NoReturn
 
+from zonemgr.brandkit import reports
 from zonemgr.brandkit.base import Brand, NotCompleted, ZoneInfo
+from zonemgr.brandkit.reports import Report
 from zonemgr.errors import BrandError, UsageError, ZoneError
 from zonemgr.linux import process
 from zonemgr.wire.start import TRANSITION_VARIABLE
@@ -28,6 +30,7 @@ _READ_BYTES: Final = 65536
 
 Say = Callable[[str], None]
 Call = Callable[[], int | None]
+Reported = Callable[[Report], None]
 
 
 class HookExit(enum.IntEnum):
@@ -44,7 +47,13 @@ class HookError(BrandError):
 
 
 def run_brand_hook(
-    brand: Brand, hook: str, zone: ZoneInfo, *arguments: object, deadline_s: float, say: Say
+    brand: Brand,
+    hook: str,
+    zone: ZoneInfo,
+    *arguments: object,
+    deadline_s: float,
+    say: Say,
+    reported: Reported = lambda _report: None,
 ) -> int:
     """Run one hook of a brand and return its exit status; one that the brand does not have is 0 and costs nothing.
 
@@ -54,9 +63,8 @@ def run_brand_hook(
         return HookExit.OK
     method = getattr(brand, hook)
     name = f"brand '{brand.name}' {hook}"
-    return run_hook(
-        lambda: method(zone, *arguments), name=name, deadline_s=deadline_s, say=say, zone=zone
-    )
+    call = partial(method, zone, *arguments)
+    return run_hook(call, name=name, deadline_s=deadline_s, say=say, zone=zone, reported=reported)
 
 
 def run_brand_hook_plain(brand: Brand, hook: str, *, deadline_s: float, say: Say) -> int:
@@ -66,11 +74,20 @@ def run_brand_hook_plain(brand: Brand, hook: str, *, deadline_s: float, say: Say
     return run_hook(getattr(brand, hook), name=f"brand '{brand.name}' {hook}", deadline_s=deadline_s, say=say)
 
 
-def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zone: ZoneInfo | None = None) -> int:
+def run_hook(
+    call: Call,
+    *,
+    name: str,
+    deadline_s: float,
+    say: Say,
+    zone: ZoneInfo | None = None,
+    reported: Reported = lambda _report: None,
+) -> int:
     """Run ``call``, about ``zone``, in a child of ours and return its exit status.  Raises HookError.
 
-    ``name`` is what error texts call it.  ``say`` receives each line it prints, to stdout or stderr, as it comes.  A
-    process that the hook leaves behind may keep the pipe open: the end of the hook counts, not that of the output.
+    ``name`` is what error texts call it.  ``say`` receives each line it prints, to stdout or stderr, as it comes;
+    ``reported`` those that say how far it has come.  A process that the hook leaves behind may keep the pipe open: the
+    end of the hook counts, not that of the output.
     """
     reading_fd, writing_fd = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
@@ -79,7 +96,7 @@ def run_hook(call: Call, *, name: str, deadline_s: float, say: Say, zone: ZoneIn
         _be_the_hook(call, name, writing_fd, parent, zone)
     os.close(writing_fd)
     try:
-        status = _follow(pid, _Lines(reading_fd, say), time.monotonic() + deadline_s)
+        status = _follow(pid, _Lines(reading_fd, say, reported), time.monotonic() + deadline_s)
     finally:
         os.close(reading_fd)
     if status is None:
@@ -106,10 +123,11 @@ def _decode(status: int, name: str) -> int:
 class _Lines:
     """The hook's output, cut into lines of bounded length."""
 
-    def __init__(self, fd: int, say: Say) -> None:
+    def __init__(self, fd: int, say: Say, reported: Reported) -> None:
         os.set_blocking(fd, False)
         self.fd = fd
         self._say = say
+        self._reported = reported
         self._rest = b""
 
     def read(self) -> bool:
@@ -135,6 +153,10 @@ class _Lines:
 
     def _speak(self, line: bytes) -> None:
         text = line.decode(errors="replace").removesuffix("\r")
+        report = reports.parse(text)
+        if report is not None:
+            self._reported(report)
+            return
         for start in range(0, len(text) or 1, LINE_MAX):
             self._say(text[start : start + LINE_MAX])
 

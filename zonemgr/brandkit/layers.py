@@ -158,7 +158,9 @@ def _make_private(folder: str) -> None:
         os.mkdir(folder, 0o700)
     except FileExistsError:
         if not _is_private(folder):
-            raise PlatformError("{path} is in the way: it is not a folder of root's alone", path=folder) from None
+            raise PlatformError(
+                "{path} is in the way: it is not a folder of root's alone", path=folder
+            ) from None
 
 
 def _is_private(folder: str) -> bool:

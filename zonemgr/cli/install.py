@@ -130,14 +130,19 @@ def call_hook(
 ) -> int:
     """Run a hook of the brand; its exit status.  One that did not end by itself has been reported, and is fatal."""
     from zonemgr.brandkit.hooks import HookError, run_brand_hook
+    from zonemgr.cli.progress import Bar
 
-    say = say_of(session, info.zonename)
+    say, bar = say_of(session, info.zonename), Bar(session)
     try:
         with undisturbed():
-            return run_brand_hook(brand, hook, info, *arguments, deadline_s=deadline_s, say=say)
+            return run_brand_hook(
+                brand, hook, info, *arguments, deadline_s=deadline_s, say=say, reported=bar.show
+            )
     except HookError as error:
         session.report(error, info.zonename)
         return HookExit.FATAL
+    finally:
+        bar.close()
 
 
 # -- install ----------------------------------------------------------------------------------------------------
