@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -144,3 +145,68 @@ def test_what_a_zone_has_in_the_filter_goes_with_it_and_foreign_tables_stay(scen
     assert "zone db" not in rules()
     assert scene.db[0] not in rules()
     assert "table inet zmforeign" in rules()
+
+
+DOCKER = """
+add table ip filter
+add chain ip filter DOCKER-USER
+add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }
+add rule ip filter FORWARD counter jump DOCKER-USER
+add rule ip filter FORWARD oifname "docker0" ct state established,related counter accept
+"""
+
+
+@pytest.fixture
+def docker() -> Iterator[None]:
+    """The chains that Docker makes."""
+    nft.run(DOCKER)
+    yield
+    nft.run("delete table ip filter\n")
+
+
+def test_a_trace_names_the_rule_that_decides(scene: Scene, docker: None) -> None:
+    done = scene.warm.run(scene.instance, "trace", "web", "tcp/80", check=1)
+    assert "from the host (IPv4): passes" in done.stdout
+    assert "from outside (IPv4): dropped by the policy of chain ip filter FORWARD (drop)" in done.stdout
+    assert "from outside (IPv6): passes" in done.stdout
+    nft.run("insert rule ip filter DOCKER-USER tcp dport 80 drop\n")
+    done = scene.warm.run(scene.instance, "--json", "trace", "web", "tcp/80", check=1)
+    told = json.loads(done.stdout)
+    assert told["listening"] is True
+    (outside,) = (way for way in told["ways"] if (way["from"], way["family"]) == ("outside", "IPv4"))
+    assert outside["decisions"][-1]["rule"] == "tcp dport 80 drop"
+    assert outside["decisions"][-1]["chain"] == "ip filter DOCKER-USER"
+    assert scene.outside.ask((HOST4, 8080)) == ["TimeoutError"]
+    assert "nothing in the zone listens" in scene.warm.run(scene.instance, "trace", "web", "udp/9", check=1).stdout
+
+
+def test_a_foreign_rule_that_drops_is_told_at_boot_and_admitted_where_the_settings_say_so(
+    scene: Scene, docker: None
+) -> None:
+    """Runs when db is down: what it starts it ends."""
+    instance, warm = scene.instance, scene.warm
+    done = warm.run(instance, "boot", "db")
+    assert "what the zone sends to the outside is dropped by the policy in chain ip filter FORWARD" in done.stderr
+    assert 'admit = ["docker-user"]' in done.stderr
+    assert ask_from(scene, "db", (FAR4, 99)) == ["TimeoutError"]
+    warm.run(instance, "halt", "db")
+    instance.layout.settings.write_text('forwarding = true\nadmit = ["docker-user"]\n')
+    done = warm.run(instance, "boot", "db")
+    assert "dropped" not in done.stderr
+    assert ask_from(scene, "db", (FAR4, 99)) == [HOST4]
+    warm.run(instance, "halt", "db")
+    assert "zonemgr" not in subprocess.run(
+        ["nft", "list", "chain", "ip", "filter", "DOCKER-USER"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_filter_that_was_flushed_is_made_anew(scene: Scene) -> None:
+    """As a reload of the host's own rules does: the next boot brings ours back, for the zones that live as well."""
+    instance, warm = scene.instance, scene.warm
+    for family in ("inet", "bridge"):
+        nft.run(f"delete table {family} zonemgr{instance.suffix}\n")
+    assert scene.outside.ask((HOST4, 8080)) == ["ConnectionRefusedError"]
+    done = warm.run(instance, "fsck")
+    assert "web: its packet filter is gone: restored" in done.stdout
+    assert scene.outside.ask((HOST4, 8080), (HOST6, 8080)) == [FAR4, FAR6]
+    assert warm.run(instance, "fsck").stdout == ""

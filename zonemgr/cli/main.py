@@ -90,6 +90,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "events": _verb("events", "events", "Show what happens to zones.", "zonemgr events -f web"),
         "brands": _verb("brands", "brands", "List the brands found on this host.", "zonemgr brands"),
         "plan": _verb("plan", "plan", "Show what a verb would do.", "zonemgr plan boot web"),
+        "trace": _verb(
+            "trace", "trace", "Name the rule that stops a packet.", "zonemgr trace web tcp/80"
+        ),
         "fsck": _verb("plan", "fsck", "Reconcile records with the kernel.", "zonemgr fsck"),
         "doctor": _verb("doctor", "doctor", "Say what this host lacks.", "zonemgr doctor"),
     },

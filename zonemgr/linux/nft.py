@@ -39,10 +39,19 @@ def listing(*words: str) -> list[dict[str, Any]]:
     return list(json.loads(text)["nftables"]) if text else []
 
 
+def rule_text(chain: str, handle: int) -> str:
+    """A rule of a chain ("family table chain") as people write it."""
+    for line in Batch(f"list chain {chain}\n", "-a").wait().splitlines():
+        rule, mark, number = line.rpartition(" # handle ")
+        if mark and number == str(handle):
+            return rule.strip()
+    return f"handle {handle}"
+
+
 class Batch:
     """A batch under way: it runs beside its caller until ``wait``."""
 
-    def __init__(self, batch: str) -> None:
+    def __init__(self, batch: str, option: str = "-j") -> None:
         path = program()
         if path is None:
             raise PlatformError("nft is not installed (apt-get install nftables)")
@@ -52,7 +61,7 @@ class Batch:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self._files)]
         self._pid = os.posix_spawn(
             path,
-            ["nft", "-j", "-f", "-"],
+            ["nft", option, "-f", "-"],
             _ENVIRONMENT,
             file_actions=actions,
             setsigmask=(),

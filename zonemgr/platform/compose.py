@@ -23,7 +23,7 @@ from zonemgr.model import network, plan
 from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
 from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.model.zone import FsResource, NetResource, Zone
-from zonemgr.platform import resources
+from zonemgr.platform import firewall, resources
 from zonemgr.store.instance import Mode
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
@@ -397,12 +397,12 @@ def _network(subject: Subject) -> list[plan.Op]:
         return [*ops, *_shared_network(subject)]
     ops.append(plan.Loopback())
     ops += _shared_by_zones(subject)
-    ops += _filters(subject)
-    for index, net in enumerate(zone.net):
-        ops += _link(subject, index, net)
     bridges = tuple(dict.fromkeys(_bridge(subject, net) for net in zone.net if net.anet))
     if subject.settings.admit and bridges:
         ops.append(plan.Admit(zone.zonename, bridges, admitting_chains(subject.settings.admit)))
+    ops += _filters(subject)
+    for index, net in enumerate(zone.net):
+        ops += _link(subject, index, net)
     return ops
 
 
@@ -418,15 +418,9 @@ def _shared_network(subject: Subject) -> list[plan.Op]:
     return [*ops, plan.HoldToAddresses(own, subject.uid_base // IDS_PER_ZONE)]
 
 
-ADMITTING = {
-    "docker-user": ("ip filter DOCKER-USER", "ip6 filter DOCKER-USER"),
-    "ufw": ("ip filter ufw-user-forward", "ip6 filter ufw6-user-forward"),
-}
-
-
 def admitting_chains(names: Iterable[str]) -> tuple[str, ...]:
     """The chains of others that a setting's names stand for."""
-    return tuple(chain for name in names for chain in ADMITTING[name])
+    return tuple(chain for name in names for chain in firewall.ADMITTING[name])
 
 
 def _bridge(subject: Subject, net: NetResource) -> str:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import Final
 
-from zonemgr.errors import PlatformError
-from zonemgr.linux import nft
-from zonemgr.model import network, plan
+from zonemgr.errors import PlatformError, message
+from zonemgr.linux import nft, traffic
+from zonemgr.model import filtertrace, network, plan
 from zonemgr.platform.stage import Stage
 from zonemgr.store import hostledger
 from zonemgr.store.paths import Layout
@@ -214,15 +216,103 @@ def apply(ops: Iterable[plan.Op], stage: Stage) -> None:
         return
     name = table(stage.layout.suffix)
     lines = [line for op in ops for line in additions(op, name)]
-    batch = "\n".join(lines) + "\n"
+    batch = "\n".join(lines) + "\nlist chains\n"
     try:
         try:
-            nft.run(batch)
+            listing = nft.run(batch)
         except nft.Refusal:  # the tables are not there yet, or somebody has flushed them
             _remember(stage.layout, name)
-            nft.run(skeleton(name) + batch)
+            listing = nft.run(skeleton(name) + batch)
     except nft.Refusal as error:
         raise PlatformError("cannot filter the zone's network: {why}", why=error.text) from None
+    if _others_filter(listing, name):
+        for text in warnings(ops):
+            stage.say(text)
+
+
+def complete(ops: Iterable[plan.Op], suffix: str) -> bool:
+    """Whether the kernel has what these filter ops have made, as far as the tables and chains tell."""
+    if nft.program() is None:
+        return True
+    name = table(suffix)
+    chains = {
+        (item["chain"]["family"], item["chain"]["name"])
+        for item in nft.listing("chains")
+        if "chain" in item and item["chain"]["table"] == name
+    }
+    wanted = {("bridge", "prerouting"), ("inet", "postrouting")}
+    wanted |= {("bridge", _chain(op)) for op in ops if isinstance(op, plan.Guard)}
+    return wanted <= chains
+
+
+def restore(ops: Iterable[plan.Op], layout: Layout) -> None:
+    """Make the tables and what the ops have in them anew."""
+    name = table(layout.suffix)
+    _remember(layout, name)
+    nft.run(skeleton(name) + "\n".join(line for op in ops for line in additions(op, name)) + "\n")
+
+
+def _others_filter(listing: str, name: str) -> bool:
+    """Whether somebody else looks at what the host passes on; what they do to it is worth a closer look then."""
+    chains = (item["chain"] for item in json.loads(listing)["nftables"] if "chain" in item) if listing else ()
+    return any(
+        chain.get("hook") == "forward" and chain["family"] in ("inet", "ip", "ip6") and chain["table"] != name
+        for chain in chains
+    )
+
+
+def warnings(ops: Iterable[plan.Op]) -> Iterator[str]:
+    """A line for each way of the zone's traffic through the host that a rule of others surely ends."""
+    rules = filtertrace.Rules.of(nft.listing("ruleset"))
+    told = set()
+    for what, packet in _ways(ops):
+        for decision in filtertrace.refusals(filtertrace.walk(rules, packet, ("forward",))):
+            if decision.certain and (what, decision.place, decision.handle) not in told:
+                told.add((what, decision.place, decision.handle))
+                yield message(
+                    "WARNING: {what} is dropped by {rule} in chain {chain}{hint}",
+                    what=what,
+                    rule=_rule_of(decision),
+                    chain=decision.place,
+                    hint=_hint(decision),
+                )
+
+
+def _ways(ops: Iterable[plan.Op]) -> Iterator[tuple[str, filtertrace.Packet]]:
+    """New connections through the host that the ops are about."""
+    for op in ops:
+        if isinstance(op, plan.Translate):
+            for address in op.addresses:
+                v6 = network.is_v6(address)
+                away = traffic.uplink(v6=v6)
+                yield (
+                    message("what the zone sends to the outside"),
+                    filtertrace.Packet(v6, "tcp", iifname=op.bridge, oifname=away, saddr=address),
+                )
+        if isinstance(op, plan.Forward):
+            for address in op.to:
+                v6 = network.is_v6(address)
+                come = traffic.uplink(v6=v6)
+                yield (
+                    message("what comes to port {port} from outside", port=op.port),
+                    filtertrace.Packet(
+                        v6, op.protocol, iifname=come, oifname=op.bridge, daddr=address, dport=op.to_port
+                    ),
+                )
+
+
+def _rule_of(decision: filtertrace.Decision) -> str:
+    if decision.handle is None:
+        return message("the policy")
+    return message("the rule '{rule}'", rule=nft.rule_text(decision.place, decision.handle))
+
+
+def _hint(decision: filtertrace.Decision) -> str:
+    """How to let it pass, where there is a place for such rules."""
+    for setting, chains in ADMITTING.items():
+        if any(_chain_exists(chain) and chain.split()[:2] == decision.place.split()[:2] for chain in chains):
+            return message(' (admit = ["{setting}"] in zonemgr.toml lets it pass)', setting=setting)
+    return ""
 
 
 def _remember(layout: Layout, name: str) -> None:
@@ -273,7 +363,11 @@ def delete(name: str) -> None:
 
 # -- rules in chains of others ----------------------------------------------------------------------------------
 
-MARK = "zonemgr{suffix} zone {zonename}"
+ADMITTING: Final = {
+    "docker-user": ("ip filter DOCKER-USER", "ip6 filter DOCKER-USER"),
+    "ufw": ("ip filter ufw-user-forward", "ip6 filter ufw6-user-forward"),
+}
+MARK: Final = "zonemgr{suffix} zone {zonename}"
 
 
 def admit(op: plan.Admit, stage: Stage) -> None:

@@ -127,6 +127,7 @@ def fsck(layout: Layout, *, host: bool, as_json: bool) -> int:
     findings: list[Finding] = []
     for zonename in _names(layout):
         findings += _check_zone(layout, zonename)
+    findings += _check_filters(layout)
     if host:
         findings += _check_host(layout)
     if as_json:
@@ -163,6 +164,31 @@ def _check_zone(layout: Layout, zonename: str) -> list[Finding]:
         return [_take_back(layout, zonename, instance, ledger)]
     finally:
         lock.release()
+
+
+def _check_filters(layout: Layout) -> list[Finding]:
+    """What living zones have in the packet filter, which a reload of the host's own rules may have flushed."""
+    findings = []
+    for zonename in instances.names(layout):
+        ops = _filters_of(layout, zonename)
+        if ops and not firewall.complete(ops, layout.suffix):
+            findings.append(
+                _act(zonename, "its packet filter is gone", lambda ops=ops: firewall.restore(ops, layout), "restored")
+            )
+            if not _filters_of(layout, zonename):  # it went meanwhile, and nobody else would take this back
+                for op in ops:
+                    firewall.undo(op, layout.suffix)
+    return findings
+
+
+def _filters_of(layout: Layout, zonename: str) -> list[plans.Op]:
+    """The filter ops of a living zone, in their order."""
+    instance = instances.read(layout, zonename)
+    if instance is None or living_state(instance) not in (State.READY, State.RUNNING):
+        return []
+    ledger = Ledger(layout.zone_run(zonename) / "ledger.jsonl")
+    ops = [plans.from_json(table) for _number, table in reversed(ledger.pending())]
+    return [op for op in ops if isinstance(op, plans.FILTERS)]
 
 
 def _leftover_cgroup(layout: Layout, zonename: str) -> list[Finding]:
