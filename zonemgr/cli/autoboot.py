@@ -85,6 +85,8 @@ def autoboot(session: Session, stop: bool, timeout: int | None, status: bool) ->
     if status:
         return _show(session, _recorded(session.layout))
     require_root("stop" if stop else "boot")
+    if not stop:
+        _start_delegate(session)
     results = _stop(session, timeout or 90) if stop else _start(session)
     if not stop:
         _record(session.layout, results)
@@ -105,6 +107,13 @@ def autoboot(session: Session, stop: bool, timeout: int | None, status: bool) ->
             )
         )
     return Exit.ERROR if failed else Exit.OK
+
+
+def _start_delegate(session: Session) -> None:
+    """The host has booted: users whom zones name are served again.  It leaves at once where none is."""
+    from zonemgr.wire import start
+
+    start.delegate(session.layout)
 
 
 # -- start --------------------------------------------------------------------------------------------------------

@@ -175,6 +175,10 @@ class Editor:
             require_write_access(self.layout, "configure")
         if self.edited().changed:
             self.edited().save()
+            if self.edited().zone().admin:
+                from zonemgr.wire.start import delegate
+
+                delegate(self.layout)
         if self.new_name is not None:
             from zonemgr.cli.move import rename_zone
 

@@ -294,17 +294,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: click.Command, arguments: Sequence[str], session: Session) -> None:
     """Run a command to its exit status (design, section 10).  Does not return."""
-    code: int = Exit.INTERNAL
+    code: int | None = Exit.INTERNAL
     speak(locale_of_environment())
     try:
-        code = _result(command, arguments, session)
-        session.answer(code)
+        code = _delegated(arguments, session) if os.geteuid() else None
+        if code is None:
+            code = _result(command, arguments, session)
+            session.answer(code)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has gone (``| head``).  Python would complain once more at exit, so its stdout leads nowhere now.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 128 + 13
     sys.exit(int(code))
+
+
+def _delegated(arguments: Sequence[str], session: Session) -> int | None:
+    """What a user who is not root may have done by root; None for everything else."""
+    from zonemgr.cli import delegated
+
+    return delegated.attempt(session, arguments)
 
 
 def _result(command: click.Command, arguments: Sequence[str], session: Session) -> int:

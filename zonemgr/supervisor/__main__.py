@@ -2,6 +2,7 @@
 
 * ``serve NAME``: be the zone's supervisor (reference 4.2): check, leave the caller's session and cgroup, open
   console and door, and tell the ready descriptor;
+* ``delegate``: serve the users whom ``admin`` resources name, as long as there are any;
 * ``plan VERB NAME``, ``fsck``: one-shot work that needs the platform.
 """
 

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(prog="zonemgr.supervisor", allow_abbrev=False)
-    parser.add_argument("verb", choices=("serve", "plan", "fsck"))
+    parser.add_argument("verb", choices=("serve", "plan", "fsck", "delegate"))
     parser.add_argument("words", nargs="*")
     parser.add_argument("--root", default=None)
     parser.add_argument("--alternate", action="store_true")
@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> int:
     try:
         if options.verb == "serve":
             return serve(layout, options.words[0], options.ready_fd)
+        if options.verb == "delegate":
+            from zonemgr.supervisor import delegate
+
+            return delegate.serve(layout)
         from zonemgr.supervisor import oneshot
 
         if options.verb == "plan":

@@ -57,22 +57,36 @@ def check(connection: socket.socket) -> Caller:
         return caller
 
 
+def check_user(connection: socket.socket) -> Caller:
+    """Any user of the host, in our own user and pid namespaces.  CallerError for a process of a zone or container."""
+    with _identified(connection) as (caller, handle, folder_fd):
+        _check_namespaces(caller.pid, handle, folder_fd)
+        return caller
+
+
 @contextmanager
 def examined(connection: socket.socket) -> Iterator[tuple[Caller, int]]:
     """As ``check``, with a descriptor of the caller's folder in /proc, which stays that process's.  CallerError."""
+    with _identified(connection) as (caller, handle, folder_fd):
+        if caller.uid != 0:
+            raise CallerError("insufficient privileges: uid {uid}, pid {pid}", uid=caller.uid, pid=caller.pid)
+        _check_process(caller.pid, handle, folder_fd)
+        yield caller, folder_fd
+
+
+@contextmanager
+def _identified(connection: socket.socket) -> Iterator[tuple[Caller, _Handle, int]]:
+    """The caller, a handle on it and its folder in /proc.  CallerError when nobody can tell who it is."""
     pid, uid, _ = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )
-    if uid != 0:
-        raise CallerError("insufficient privileges: uid {uid}, pid {pid}", uid=uid, pid=pid)
     if pid <= 0:
         raise CallerError("insufficient privileges: a process of another pid namespace")
     try:
         with closing(_handle(connection, pid)) as handle:
             folder_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _check_process(pid, handle, folder_fd)
-                yield Caller(pid, uid), folder_fd
+                yield Caller(pid, uid), handle, folder_fd
             finally:
                 os.close(folder_fd)
     except OSError as error:  # it ended meanwhile, or /proc hides it: either way nobody vouches for it
@@ -98,6 +112,12 @@ def _opened(connection: socket.socket, pid: int) -> _Handle:
 
 
 def _check_process(pid: int, handle: _Handle, folder_fd: int) -> None:
+    _check_namespaces(pid, handle, folder_fd)
+    if not _effective(folder_fd) >> CAP_SYS_ADMIN & 1:
+        raise CallerError("insufficient privileges: pid {pid} lacks CAP_SYS_ADMIN", pid=pid)
+
+
+def _check_namespaces(pid: int, handle: _Handle, folder_fd: int) -> None:
     # The folder stays with the process it was opened for; what matters is that this is ours.
     if not handle.alive():
         raise CallerError("pid {pid} has left", pid=pid)
@@ -106,8 +126,6 @@ def _check_process(pid: int, handle: _Handle, folder_fd: int) -> None:
             raise CallerError(
                 "insufficient privileges: pid {pid}, other {kind} namespace", pid=pid, kind=kind
             )
-    if not _effective(folder_fd) >> CAP_SYS_ADMIN & 1:
-        raise CallerError("insufficient privileges: pid {pid} lacks CAP_SYS_ADMIN", pid=pid)
 
 
 def _effective(folder_fd: int) -> int:

@@ -54,6 +54,18 @@ _BOOTSTRAP: Final = (
 )
 
 
+DELEGATE_SOCKET: Final = "admin"  # in the instance's run folder; users whom admin resources name connect to it
+
+
+def delegate(layout: Layout) -> None:
+    """Start the process that serves such users, unless there is one.  Nobody waits for it."""
+    words = program("zonemgr.supervisor", "delegate", "--root", str(layout.root))
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+    os.posix_spawn(
+        words[0], words, environment(), file_actions=null, setsid=True, setsigmask=(), setsigdef=DEFAULTS
+    )
+
+
 def program(module: str, *arguments: str) -> list[str]:
     """The words that run one of our programs in an interpreter that ignores the caller's environment and folder."""
     home = Path(zonemgr.__file__).resolve().parent.parent
