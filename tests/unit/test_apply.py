@@ -40,7 +40,7 @@ def test_zones_are_created_changed_and_kept(zonemgr: Zonemgr, layout: Layout, fo
     declare(folder, "web", "# the web\nautoboot = false\n" + link(3))
     answer = zonemgr("apply", "-f", str(folder), "-F")
     assert answer.out == (
-        "keep db\nchange web\n    autoboot: true -> false\n    net 0 address: [10.91.7.2/24] -> [10.91.7.3/24]\n"
+        "keep db\nchange web\n    autoboot: true -> false\n    net host0 address: [10.91.7.2/24] -> [10.91.7.3/24]\n"
         "1 to change, 1 to keep\n"
     )
     assert zones.load(layout, "web").net[0].address == ("10.91.7.3/24",)

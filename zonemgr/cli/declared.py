@@ -17,7 +17,7 @@ from typing import Any, Final
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import FROZEN, check_zone, require_write_access
 from zonemgr.errors import ConfigError, Exit, PlatformError, StateError, ZoneError, message
-from zonemgr.model import schema
+from zonemgr.model import changes
 from zonemgr.model.grid import name_check
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
@@ -46,6 +46,7 @@ class Difference:
     what: str
     old: Any
     new: Any
+    when: str  # it takes effect, in a zone that runs
 
     def describe(self) -> str:
         if self.old is None:
@@ -66,18 +67,24 @@ class Item:
     text: str = ""
 
     def lines(self) -> Iterator[str]:
-        note = " (it is running: at its next boot)" if self.running and self.action is Action.CHANGE else ""
+        running = self.running and self.action is Action.CHANGE
+        note = (
+            f" (it is running: 'apply {self.zonename}' or its next boot brings it there)" if running else ""
+        )
         yield f"{self.action.value} {self.zonename}{note}"
         for difference in self.differences:
             yield f"    {difference.describe()}"
 
     def to_json(self) -> dict[str, Any]:
-        changes = [{"what": part.what, "old": part.old, "new": part.new} for part in self.differences]
+        found = [
+            {"property": part.what, "old": part.old, "new": part.new, "when": part.when}
+            for part in self.differences
+        ]
         return {
             "zonename": self.zonename,
             "action": self.action.value,
             "running": self.running,
-            "changes": changes,
+            "changes": found,
         }
 
 
@@ -224,12 +231,11 @@ def _ask_brands(session: Session, wanted: Mapping[str, tuple[Zone, str]], items:
 
 def _item(layout: Layout, name: str, zone: Zone, text: str, *, exists: bool) -> Item:
     if not exists:
-        usual = {row.name: row.default for row in schema.GLOBAL_PROPERTIES}
-        given = (part for part in differences({}, zone.to_json()) if part.new != usual.get(part.what))
-        return Item(name, Action.CREATE, tuple(given), text=text)
+        given = differences(Zone(name, str(layout.zonepath(name))), zone)
+        return Item(name, Action.CREATE, given, text=text)
     seen = observe.observe(layout, name)
     before = _present(layout, name)
-    found = tuple(differences(before, zone.to_json()))
+    found = differences(before or Zone(name, str(layout.zonepath(name))), zone)
     frozen = [part.what for part in found if part.what in FROZEN]
     entry = zones.read_entry(layout, name)
     if frozen and entry.state is not State.CONFIGURED:
@@ -238,16 +244,16 @@ def _item(layout: Layout, name: str, zone: Zone, text: str, *, exists: bool) -> 
     same = text == (files.read_bytes(layout.config(name)) or b"").decode(errors="replace").replace(
         "\r\n", "\n"
     )
-    action = Action.KEEP if same or not (found or before == {}) else Action.CHANGE
+    action = Action.KEEP if same or not (found or before is None) else Action.CHANGE
     return Item(name, action, found, seen.state.active, text)
 
 
-def _present(layout: Layout, name: str) -> dict[str, Any]:
-    """The present configuration; nothing when its file is broken or gone, which the new one then repairs."""
+def _present(layout: Layout, name: str) -> Zone | None:
+    """The present configuration; None when its file is broken or gone, which the new one then repairs."""
     try:
-        return zones.load(layout, name).to_json()
+        return zones.load(layout, name)
     except ZoneError:
-        return {}
+        return None
 
 
 def _deletion(layout: Layout, name: str) -> Item:
@@ -257,42 +263,22 @@ def _deletion(layout: Layout, name: str) -> Item:
     return Item(name, Action.DELETE)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
-    """What differs between two configurations in their JSON form, in the order of the schema."""
-    for name in schema.top_level_names():
-        before, after = old.get(name), new.get(name)
-        if before == after or name == "zonename":
-            continue
-        kind = schema.RESOURCES.get(name)
-        if kind is None:
-            yield Difference(name, before, after)
-        elif kind.single:
-            yield from _of_tables(name, before or {}, after or {})
-        else:
-            yield from _of_lists(kind, before or [], after or [])
+def differences(old: Zone, new: Zone) -> tuple[Difference, ...]:
+    """What differs between two configurations, in the order of the schema."""
+    found = (change for change in changes.between(old, new) if (change.kind, change.name) != ("", "zonename"))
+    return tuple(
+        Difference(change.label, _plain(change.old), _plain(change.new), change.when.value)
+        for change in found
+    )
 
 
-def _of_tables(label: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
-    for key in dict.fromkeys((*old, *new)):
-        if old.get(key) != new.get(key):
-            yield Difference(f"{label} {key}", old.get(key), new.get(key))
-
-
-def _of_lists(kind: schema.Resource, old: Sequence[Any], new: Sequence[Any]) -> Iterator[Difference]:
-    before, after = _keyed(kind, old), _keyed(kind, new)
-    for key in dict.fromkeys((*before, *after)):
-        label = f"{kind.name} {key}"
-        if key in before and key in after:
-            yield from _of_tables(label, before[key], after[key])
-        else:
-            yield Difference(label, before.get(key), after.get(key))
-
-
-def _keyed(kind: schema.Resource, items: Sequence[Any]) -> dict[str, Any]:
-    """Resources by what tells them apart; links, which nothing need tell apart, by their place as well."""
-    if len(kind.key) == 1:
-        return {str(item.get(kind.key[0])): item for item in items}
-    return {str(index): item for index, item in enumerate(items)}
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
 def _shown(value: Any) -> str:
