@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zonemgr.errors import PlatformError
-from zonemgr.linux.cgroup import Hierarchy, Kind, Limits, ZoneCgroup
+from zonemgr.linux.cgroup import Hierarchy, Kind, Limits, Throttle, ZoneCgroup
 from zonemgr.linux.cgroup.hierarchy import parse
 
 UNIFIED = (
@@ -74,12 +74,22 @@ ALL_FILES = {
     "cpu.weight": "100\n",
     "pids.max": "max\n",
     "cpuset.cpus": "\n",
+    "io.max": "\n",
+    "io.weight": "default 100\n",
+    "hugetlb.2MB.max": "max\n",
+    "hugetlb.1GB.max": "max\n",
+    "memory.oom.group": "0\n",
 }
+CONTROLLERS = "cpuset cpu io memory pids hugetlb"
 
 
 def test_every_limit_in_the_spelling_of_cgroup2(tmp_path: Path) -> None:
-    zone = _tree(tmp_path, controllers="cpuset cpu io memory pids", files=ALL_FILES)
-    limits = Limits(512 << 20, 1 << 30, 1.5, 20, 100, frozenset({0, 2, 3}))
+    zone = _tree(tmp_path, controllers=CONTROLLERS, files=ALL_FILES)
+    throttle = Throttle("8:0", write_bps=1 << 20, read_iops=7)
+    pages = frozenset({(2 << 20, 8 << 20)})
+    limits = Limits(
+        512 << 20, 1 << 30, 1.5, 20, 100, frozenset({0, 2, 3}), 300, frozenset({throttle}), pages, oom_group=True
+    )
     assert not [done for done in zone.apply(limits) if done.problem]
     written = {name: (zone.part_path("payload") / name).read_text().strip() for name in ALL_FILES}
     assert written == {
@@ -89,6 +99,11 @@ def test_every_limit_in_the_spelling_of_cgroup2(tmp_path: Path) -> None:
         "cpu.weight": "20",
         "pids.max": "100",
         "cpuset.cpus": "0,2-3",
+        "io.max": "8:0 rbps=max wbps=1048576 riops=7 wiops=max",
+        "io.weight": "300",
+        "hugetlb.2MB.max": str(8 << 20),
+        "hugetlb.1GB.max": "max",
+        "memory.oom.group": "1",
     }
 
 
@@ -114,11 +129,26 @@ def test_solaris_swap_is_memory_and_swap_together(
 
 
 def test_a_clear_writes_what_a_new_folder_has(tmp_path: Path) -> None:
-    zone = _tree(tmp_path, controllers="cpuset cpu io memory pids", files=ALL_FILES)
-    zone.apply(Limits(1 << 20, 1 << 20, 1.0, 5, 5, frozenset({1})))
+    zone = _tree(tmp_path, controllers=CONTROLLERS, files=ALL_FILES)
+    throttles = frozenset({Throttle("8:0", 5)})
+    pages = frozenset({(1 << 30, 1 << 30)})
+    zone.apply(Limits(1 << 20, 1 << 20, 1.0, 5, 5, frozenset({1}), 5, throttles, pages, True))
     zone.apply(Limits(), clear=True)
     for filename, text in ALL_FILES.items():
-        assert (zone.part_path("payload") / filename).read_text().strip() in (text.strip(), "max")
+        words = (text.strip(), "max", "100", "8:0 rbps=max wbps=max riops=max wiops=max")
+        assert (zone.part_path("payload") / filename).read_text().strip() in words
+
+
+def test_a_host_without_the_weight_of_disks_uses_bfqs_own(tmp_path: Path) -> None:
+    zone = _tree(tmp_path, controllers="io", files={"io.bfq.weight": "default 100\n"})
+    (done,) = zone.apply(Limits(io_weight=5000))
+    assert done.effective == 1000
+
+
+def test_a_default_that_the_host_lacks_is_no_obstacle(tmp_path: Path) -> None:
+    zone = _tree(tmp_path, controllers="cpu", files={})
+    (done,) = zone.apply(Limits(pids=5), optional=frozenset({"max-lwps"}))
+    assert done.effective is None and "no pids controller" in done.problem
 
 
 def test_a_missing_controller_and_a_missing_file_are_told_apart_by_name(tmp_path: Path) -> None:

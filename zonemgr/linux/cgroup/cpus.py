@@ -132,7 +132,9 @@ def choose(unit: str, wanted: str, free: CPUS, where: dict[int, tuple[int, int]]
         low, _, high = wanted.partition("-")
         order = sorted(free, key=lambda cpu: (where[cpu], cpu), reverse=True)
         if len(order) < int(low):
-            raise ValueError(message("{wanted} CPUs are wanted and {count} are free", wanted=low, count=len(order)))
+            raise ValueError(
+                message("{wanted} CPUs are wanted and {count} are free", wanted=low, count=len(order))
+            )
         return frozenset(order[: int(high or low)])
     numbers = parse(wanted)
     index = {"sockets": 0, "cores": 1}.get(unit)

@@ -40,6 +40,7 @@ Value = float | frozenset[int] | frozenset[Throttle] | frozenset[HugePages] | No
 
 # A weight of 100 is what every folder has that nobody gave one (Documentation/admin-guide/cgroup-v2.rst).
 WEIGHT_MINIMUM, WEIGHT_MAXIMUM = 1, 10000
+BFQ_MAXIMUM = 1000
 PERIOD_US = 100_000
 
 
@@ -130,6 +131,10 @@ def _clamped(wanted: Value, effective: Value) -> bool:
     return abs(clamp(wanted) - effective) <= 1
 
 
+def _clamped_or_bfq(wanted: Value, effective: Value) -> bool:
+    return _clamped(wanted, effective) or (isinstance(wanted, int) and effective == min(wanted, BFQ_MAXIMUM))
+
+
 def clamp(shares: int) -> int:
     """Shares as a weight that the kernel takes."""
     return max(WEIGHT_MINIMUM, min(WEIGHT_MAXIMUM, shares))
@@ -195,7 +200,7 @@ TABLE = (
         "io",
         lambda limits: limits.io_weight,
         lambda to, limits: to.io_weight(limits.io_weight),
-        _clamped,
+        _clamped_or_bfq,
     ),
     Row(
         "capped-io",

@@ -20,7 +20,15 @@ from cgroupspy.controllers import (  # type: ignore[import-untyped]
 from cgroupspy.interfaces import BaseFileInterface  # type: ignore[import-untyped]
 from cgroupspy.nodes import Node  # type: ignore[import-untyped]
 
-from zonemgr.linux.cgroup.limits import PERIOD_US, THROTTLES, HugePages, NoController, Throttle, clamp
+from zonemgr.linux.cgroup.limits import (
+    BFQ_MAXIMUM,
+    PERIOD_US,
+    THROTTLES,
+    HugePages,
+    NoController,
+    Throttle,
+    clamp,
+)
 from zonemgr.linux.cgroup.v2 import ExactWrites, MaxFile, WeightFile, quota_us, set_huge_pages
 
 # "No limit" reads back as the largest number of pages; nothing that anybody asks for comes near.
@@ -147,7 +155,7 @@ class Folder:
     def io_weight(self, wanted: int | None) -> int | None:
         """Only BFQ shares a disk by weight here; its weights end at 1000."""
         files = open_controller("blkio", self._folder)
-        files.bfq_weight = 100 if wanted is None else min(clamp(wanted), 1000)
+        files.bfq_weight = 100 if wanted is None else min(clamp(wanted), BFQ_MAXIMUM)
         value: int = files.bfq_weight
         return value
 

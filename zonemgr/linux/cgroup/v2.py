@@ -18,7 +18,7 @@ from cgroupspy.interfaces import (  # type: ignore[import-untyped]
 )
 
 from zonemgr.linux.cgroup.hierarchy import write_file
-from zonemgr.linux.cgroup.limits import PERIOD_US, THROTTLES, HugePages, Throttle, clamp
+from zonemgr.linux.cgroup.limits import BFQ_MAXIMUM, PERIOD_US, THROTTLES, HugePages, Throttle, clamp
 
 
 class MaxFile(BaseFileInterface):  # type: ignore[misc]
@@ -165,7 +165,7 @@ class Folder:
             self._files.io_weight = weight
             value: int = self._files.io_weight
         except FileNotFoundError:
-            self._files.io_bfq_weight = min(weight, 1000)
+            self._files.io_bfq_weight = min(weight, BFQ_MAXIMUM)
             value = self._files.io_bfq_weight
         return value
 

@@ -159,7 +159,9 @@ class ZoneCgroup:
             try:
                 missing = set(wanted).difference((folder / "cgroup.subtree_control").read_text().split())
                 if missing:
-                    write_file(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
+                    write_file(
+                        folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing))
+                    )
             except OSError:
                 self._hand_each_down(wanted)  # all or none in one go: then each by itself
                 return
