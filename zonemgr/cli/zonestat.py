@@ -130,8 +130,9 @@ def _list(value: str) -> tuple[str, ...]:
 
 def _one_of(letter: str, word: str, choices: Iterable[str]) -> str:
     if word not in choices:
-        form = "{letter}: '{word}' is not one of {choices}"
-        raise UsageError(form, letter=letter, word=word, choices=" ".join(choices))
+        raise UsageError(
+            "{letter}: '{word}' is not one of {choices}", letter=letter, word=word, choices=" ".join(choices)
+        )
     return word
 
 

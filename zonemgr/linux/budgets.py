@@ -36,9 +36,14 @@ class Budget:
         return f"sysctl -w {self.sysctl}={self.least}"
 
     def __str__(self) -> str:
-        form = "{sysctl} is {found}: a zone may need {least} {what} ({cure})"
-        facts = {"sysctl": self.sysctl, "found": self.found, "least": self.least, "what": self.what}
-        return message(form, **facts, cure=self.cure)
+        return message(
+            "{sysctl} is {found}: a zone may need {least} {what} ({cure})",
+            sysctl=self.sysctl,
+            found=self.found,
+            least=self.least,
+            what=self.what,
+            cure=self.cure,
+        )
 
 
 _TABLE: Final = (

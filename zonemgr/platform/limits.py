@@ -272,8 +272,10 @@ def _change(name: str, held: tuple[int, int], pid: int, others: Iterable[int]) -
     try:
         process.prlimit(pid, number, held)
     except PermissionError:
-        form = "cannot raise the limit rlimit {name} of living processes: that takes CAP_SYS_RESOURCE on the host"
-        raise PlatformError(form, name=name) from None
+        raise PlatformError(
+            "cannot raise the limit rlimit {name} of living processes: that takes CAP_SYS_RESOURCE on the host",
+            name=name,
+        ) from None
     for other in others:
         try:
             if process.prlimit(other, number) == before:
