@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
 """Measures zonemgr beside crun, runc, lxc and podman: boot, halt, exec latency, and what an idle zone costs.
 
-    contrib/bench/bench.py [--rounds N] [--only zonemgr,crun] [--json] [--install-peers]
+    contrib/bench/bench.py [--rounds N] [--only zonemgr,crun] [--json] [--plot FILE] [--install-peers]
+    contrib/bench/bulk.py      many zones at once, and lists of them
 
 Run as root.  Each round boots, enters and halts one container of every program in turn, so that a busy moment of the
 machine hits all alike; the table shows medians and what they are as multiples of zonemgr's.  "boot" and "halt" last
 until the command returns; "exec" runs true(1) in the container.  "memory" is the proportional set size of the processes
 that stay on the host for one idle container: supervisor and zsched, LXC's monitor, podman's conmon; nothing for crun
 and runc.
+
+"zonemgr" has its launcher, "cold" is zonemgr without one, "floor" is the least that a C program has to do (floor.c),
+without link, limits or records.  A round that began while others kept more than a fifth of the machine busy is marked
+as disturbed; the medians leave such rounds out as long as half of them are not.
 
 All of them share the host's /usr read-only, have a user namespace of 65536 ids and pid, mount, network, uts, ipc and
 cgroup namespaces; a link on a bridge only where the table says so.  crun refuses hosts with control groups of both
@@ -41,6 +46,7 @@ CAPABILITIES: Final = (
     *("CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD"),
     *("CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"),
 )
+DISTURBED: Final = 0.2
 CGROUPS: Final = Path("/sys/fs/cgroup")
 INSIDE: Final = "--inside"  # how the script calls itself in the mount namespace
 SHOW_CGROUP2: Final = 'umount -R -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$0" "$@"'
@@ -100,24 +106,56 @@ class Program:
     version: str
     env: dict[str, str] | None = None
     samples: dict[str, list[float]] = field(default_factory=dict)
+    disturbed: list[bool] = field(default_factory=list)  # for each round that counts
 
     def round(self, *, keep: bool) -> None:
         """One boot, exec and halt; counted unless it is the warming up."""
+        busy = others_share() > DISTURBED
         figures = {
             "boot": timed(*self.boot, env=self.env),
             "exec": timed(*self.execute, env=self.env),
             "memory": float(pss_kb(self.watchers())),
             "halt": timed(*self.halt, env=self.env),
         }
-        for kind, figure in figures.items():
-            if keep:
+        if keep:
+            self.disturbed.append(busy)
+            for kind, figure in figures.items():
                 self.samples.setdefault(kind, []).append(figure)
 
+    def quiet(self, kind: str) -> list[float]:
+        """The samples of undisturbed rounds, or all of them when too few were."""
+        kept = [value for value, busy in zip(self.samples[kind], self.disturbed, strict=True) if not busy]
+        return kept if 2 * len(kept) >= len(self.samples[kind]) else self.samples[kind]
+
     def median(self, kind: str) -> float:
-        return statistics.median(self.samples[kind])
+        return statistics.median(self.quiet(kind))
+
+    def p95(self, kind: str) -> float:
+        """The sample that 95 of 100 stay below."""
+        ordered = sorted(self.quiet(kind))
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+
+
+def others_share() -> float:
+    """The part of the machine that somebody else keeps busy while we do nothing."""
+    before, begun = _busy_s(), time.monotonic()
+    time.sleep(0.05)
+    return (_busy_s() - before) / (time.monotonic() - begun) / (os.cpu_count() or 1)
+
+
+def _busy_s() -> float:
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 # -- a root for the others ----------------------------------------------------------------------------------------
+
+
+def open_up(folder: Path) -> None:
+    """Let everybody walk to the folder, as the mapped root has to."""
+    for place in (folder, *folder.parents):
+        if place.stat().st_mode & 0o001 == 0:
+            place.chmod(place.stat().st_mode | 0o011)
 
 
 def make_root(folder: Path) -> Path:
@@ -132,9 +170,7 @@ def make_root(folder: Path) -> Path:
     (root / "etc/group").write_text("root:x:0:\n")
     for path in [root, *root.rglob("*")]:
         os.chown(path, ID_BASE, ID_BASE, follow_symlinks=False)
-    for place in (folder, *folder.parents):
-        if place.stat().st_mode & 0o001 == 0:
-            place.chmod(place.stat().st_mode | 0o011)
+    open_up(folder)
     return root
 
 
@@ -185,34 +221,59 @@ def bundle(folder: Path) -> Path:
 # -- the programs -------------------------------------------------------------------------------------------------
 
 
+def zonemgr(work: Path) -> Any:
+    """Ours, in an instance of its own, with a launcher."""
+    return _zonemgr("zonemgr", work, warm=True)
+
+
+def cold(work: Path) -> Any:
+    """Ours, without a launcher."""
+    return _zonemgr("cold", work, warm=False)
+
+
 @contextmanager
-def zonemgr(work: Path) -> Iterator[Program]:
-    """Ours, in an instance of its own."""
+def _zonemgr(name: str, work: Path, *, warm: bool) -> Iterator[Program]:
     command = str(HERE / ".venv/bin/zonemgr")
     if not Path(command).exists():
         raise SystemExit("bench: zonemgr is not installed: contrib/setup does that")
-    root = work / "zonemgr"
+    root = work / name
     root.mkdir(mode=0o755)
-    env = {**os.environ, "ZONEMGR_ROOT": str(root)}
+    alone = {**os.environ, "ZONEMGR_ROOT": str(root), "ZONEMGR_LAUNCHER": "no"}
     words = [command]
-    run(*words, "create", "bench", env=env)
+    run(*words, "create", "bench", env=alone)
     try:
-        run(*words, "install", "bench", env=env)
+        run(*words, "install", "bench", env=alone)
+        if warm:
+            start_launcher(root, alone)
         yield Program(
-            "zonemgr",
+            name,
             "veth",
             boot=[*words, "boot", "bench"],
             execute=[*words, "login", "bench", "--", "true"],
             halt=[*words, "halt", "bench"],
             watchers=lambda: _zonemgr_pids(root),
-            version=run(*words, "--version").strip(),
-            env=env,
+            version=run(*words, "--version", env=alone).strip(),
+            env={**alone, "ZONEMGR_LAUNCHER": "must"} if warm else alone,
         )
     finally:
-        subprocess.run([*words, "halt", "bench"], env=env, capture_output=True)
-        subprocess.run([*words, "uninstall", "-F", "bench"], env=env, capture_output=True)
-        subprocess.run([*words, "delete", "-F", "bench"], env=env, capture_output=True)
+        end_launcher(root)
+        for verb in (["halt"], ["uninstall", "-F"], ["delete", "-F"]):
+            subprocess.run([*words, *verb, "bench"], env=alone, capture_output=True)
         _delete_bridge(root)
+
+
+def start_launcher(root: Path, env: dict[str, str]) -> None:
+    """Returns when it is warm."""
+    run(str(HERE / ".venv/bin/python"), "-I", "-m", "zonemgr.launcher", "--root", str(root), env=env)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (root / "run/zonemgr/launcher").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def end_launcher(root: Path) -> None:
+    """It may be killed at any moment."""
+    with suppress(OSError, ValueError):
+        os.kill(int((root / "run/zonemgr/launcher.lock").read_text()), 15)
 
 
 def _zonemgr_pids(root: Path) -> list[int]:
@@ -339,8 +400,34 @@ def podman(work: Path) -> Iterator[Program]:
         subprocess.run([*words, "rm", "-f", "-t", "0", "bench"], capture_output=True)
 
 
+@contextmanager
+def floor(work: Path) -> Iterator[Program]:
+    """The least that a program in C has to do."""
+    place = work / "floor"
+    place.mkdir()
+    program, root, note = place / "floor", place / "root", place / "pid"
+    run("cc", "-O2", "-o", str(program), str(Path(__file__).parent / "floor.c"))
+    root.mkdir()
+    open_up(root)
+    words = [str(program)]
+    try:
+        yield Program(
+            "floor",
+            "none",
+            boot=[*words, "boot", str(root), str(note)],
+            execute=[*words, "exec", str(note)],
+            halt=[*words, "halt", str(note)],
+            watchers=lambda: (),
+            version="floor.c",
+        )
+    finally:
+        subprocess.run([*words, "halt", str(note)], capture_output=True)
+
+
 MAKERS: Final[dict[str, tuple[str, Callable[[Path], Any]]]] = {
     "zonemgr": ("sh", zonemgr),  # its own check says more
+    "cold": ("sh", cold),
+    "floor": ("cc", floor),
     "crun": ("crun", crun),
     "runc": ("runc", runc),
     "lxc": ("lxc-start", lxc),
@@ -383,7 +470,9 @@ def table(programs: Sequence[Program]) -> str:
     first = programs[0]
     rows = [["", "net", *(f"{kind} {unit}" for kind, unit in KINDS.items()), "version"]]
     for program in programs:
-        cells = [_cell(program.median(kind), first.median(kind), program is first) for kind in KINDS]
+        cells = [
+            _cell(program.median(kind), first.median(kind), program is first, program.p95(kind)) for kind in KINDS
+        ]
         rows.append([program.name, program.net, *cells, program.version])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -395,9 +484,13 @@ def table(programs: Sequence[Program]) -> str:
     )
 
 
-def _cell(value: float, base: float, is_first: bool) -> str:
-    text = f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+def _cell(value: float, base: float, is_first: bool, p95: float) -> str:
+    text = f"{_figure(value)}-{_figure(p95)}"
     return text if is_first or not base else f"{text} ({value / base:.2f}x)"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def as_json(programs: Sequence[Program], rounds: int) -> str:
@@ -412,6 +505,8 @@ def as_json(programs: Sequence[Program], rounds: int) -> str:
                     "version": program.version,
                     "net": program.net,
                     "median": {kind: round(program.median(kind), 2) for kind in KINDS},
+                    "p95": {kind: round(program.p95(kind), 2) for kind in KINDS},
+                    "disturbed": program.disturbed,
                     "samples": {
                         kind: [round(value, 2) for value in values] for kind, values in program.samples.items()
                     },
@@ -423,12 +518,36 @@ def as_json(programs: Sequence[Program], rounds: int) -> str:
     )
 
 
+COLOURS: Final = {"boot": "#3b6ea8", "halt": "#b5563c", "exec": "#5b8f4e"}
+
+
+def plot(programs: Sequence[Program]) -> str:
+    """Bars of the medians, as SVG; a bar that would leave the picture is cut, its figure is not."""
+    unit, left, width = 18, 90, 560
+    most = min(max(program.median(kind) for program in programs for kind in COLOURS), 250.0)
+    rows, y = [], 30
+    for program in programs:
+        rows.append(f'<text x="{left - 8}" y="{y + 1.8 * unit}" text-anchor="end">{program.name}</text>')
+        for kind, colour in COLOURS.items():
+            value = program.median(kind)
+            length = max(1.0, min(1.0, value / most) * width)
+            rows.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{unit - 4}" fill="{colour}"/>')
+            rows.append(f'<text x="{left + length + 6:.0f}" y="{y + unit - 7}">{kind} {_figure(value)} ms</text>')
+            y += unit
+        y += unit // 2
+    size = f'width="{left + width + 120}" height="{y + 10}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    title = '<text x="8" y="18">medians of one run; shorter is better</text>'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>', title, *rows, "</svg>"]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="how often (default: 20)")
     everything = ",".join(MAKERS)
     parser.add_argument("--only", default=everything, help=f"which, the first is the measure (default: {everything})")
     parser.add_argument("--json", action="store_true", help="all samples in JSON instead of the table")
+    parser.add_argument("--plot", metavar="FILE", help="draw the medians as SVG into the file")
     parser.add_argument("--host-cgroups", action="store_true", help="with the host's own view of control groups")
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--install-peers", action="store_true", help="install the others from Debian packages first")
@@ -455,11 +574,16 @@ def main() -> None:
         print(f"bench: not installed here, left out: {', '.join(missing)} (--install-peers)", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="zonemgr-bench-", dir="/var/tmp") as work:
         programs = measure([name for name in names if name not in missing], options.rounds, Path(work))
+    if options.plot:
+        Path(options.plot).write_text(plot(programs))
     if options.json:
         print(as_json(programs, options.rounds))
     else:
         shown = "the host's control groups" if options.host_cgroups else "cgroup2 alone"
-        print(f"medians of {options.rounds} rounds, {os.cpu_count()} CPUs, kernel {os.uname().release}, {shown}\n")
+        disturbed = sum(map(sum, (program.disturbed for program in programs)))
+        print(f"{disturbed} of {options.rounds * len(programs)} rounds were disturbed by other load")
+        print(f"medians and 95th percentiles of {options.rounds} rounds, {os.cpu_count()} CPUs,", end=" ")
+        print(f"kernel {os.uname().release}, {shown}\n")
         print(table(programs))
 
 

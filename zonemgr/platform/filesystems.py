@@ -14,6 +14,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import mounts, namespaces, process
@@ -154,18 +155,18 @@ def kernel_file_system(op: plan.KernelFileSystem, stage: Stage) -> None:
 def in_pid_namespace(pid_fd: int, act: Callable[[], None]) -> None:
     """Run ``act`` in a child that is in that pid namespace.  Its failure is raised here."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    pid = process.fork()
-    if pid == 0:
-        status = 1
-        try:
-            process.set_dumpable(False)
-            namespaces.setns(pid_fd, namespaces.NEWPID)
-            status = _run_grandchild(act, write_fd)
-        except OSError as error:
-            os.write(write_fd, json.dumps([error.errno, str(error)]).encode())
-        finally:
-            os._exit(status)
-    os.close(write_fd)
+    home_fd = process.pidfd_open(os.getpid())  # not by way of /proc, which may be the zone's
+    process.set_dumpable(False)  # as the child is to be from its first moment
+    try:
+        namespaces.setns(pid_fd, namespaces.NEWPID)  # for children alone; procfs goes by the process itself
+        pid = process.fork()
+        if pid == 0:
+            _report(act, write_fd)
+    finally:
+        namespaces.setns(home_fd, namespaces.NEWPID)
+        process.set_dumpable(True)
+        os.close(home_fd)
+        os.close(write_fd)
     with open(read_fd, "rb") as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
@@ -174,15 +175,12 @@ def in_pid_namespace(pid_fd: int, act: Callable[[], None]) -> None:
         raise PlatformError("{why}", why=why) if code is None else OSError(code, why)
 
 
-def _run_grandchild(act: Callable[[], None], write_fd: int) -> int:
-    pid = process.fork()
-    if pid == 0:
-        try:
-            act()
-        except PlatformError as error:
-            os.write(write_fd, json.dumps([None, error.text]).encode())
-        except OSError as error:
-            os.write(write_fd, json.dumps([error.errno, error.strerror or str(error)]).encode())
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _report(act: Callable[[], None], write_fd: int) -> NoReturn:
+    try:
+        act()
+    except PlatformError as error:
+        os.write(write_fd, json.dumps([None, error.text]).encode())
+    except OSError as error:
+        os.write(write_fd, json.dumps([error.errno, error.strerror or str(error)]).encode())
+    finally:
+        os._exit(0)

@@ -11,10 +11,11 @@ from pathlib import Path
 from zonemgr.errors import NoSuchZoneError
 from zonemgr.linux.procfs import command_name
 from zonemgr.model.states import PARKED_NAME, State
+from zonemgr.store import entries, zones
 from zonemgr.store import instance as instances
-from zonemgr.store import zones
 from zonemgr.store.instance import Instance, Phase
 from zonemgr.store.paths import Layout
+from zonemgr.store.zones import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,12 @@ def observe(layout: Layout, zonename: str) -> Observation:
     living = living_state(instance) if instance else None
     if not zones.exists(layout, zonename) and living is None:
         raise NoSuchZoneError(zonename)
-    entry = zones.read_entry(layout, zonename)
+    return _observation(zones.read_entry(layout, zonename), instance, living)
+
+
+def _observation(entry: Entry, instance: Instance | None, living: State | None) -> Observation:
     return Observation(
-        zonename=zonename,
+        zonename=entry.zonename,
         state=entry.state if living is None else living,
         zone_id=instance.zone_id if instance and living is not None else None,
         zonepath=entry.zonepath,
@@ -83,10 +87,15 @@ def observe(layout: Layout, zonename: str) -> Observation:
 
 def all_zones(layout: Layout) -> list[Observation]:
     """Every configured or living zone, by name.  One that vanishes or cannot be read meanwhile is left out."""
+    known = entries.read_all(layout)
+    living = set(instances.names(layout))
     found = []
-    for zonename in sorted({*zones.names(layout), *instances.names(layout)}):
+    for zonename in sorted({*known, *living}):
         try:
-            found.append(observe(layout, zonename))
+            if zonename in known and zonename not in living:
+                found.append(_observation(known[zonename], None, None))
+            else:
+                found.append(observe(layout, zonename))
         except NoSuchZoneError:
             continue
     return found
