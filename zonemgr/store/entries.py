@@ -1,8 +1,8 @@
 """The index entries of all zones at once, for lists: what was worked out before is remembered with its files' stamps.
 
 A zone's entry is made of its configuration and its record on disk, a millisecond's work for each; a thousand of them
-are not read again to be listed.  The memory is a file in the run folder, written by root when much of it is out of date,
-and never believed beyond the inode, time and size of both files of a zone.
+are not read again to be listed.  The memory is a file in the run folder, written by who may when much of it is out of
+date, and never believed beyond the inode, time and size of both files of a zone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_all(layout: Layout) -> dict[str, Entry]:
                 continue
         found[name] = entry
         rows[name] = {"stamps": stamps, **_row(entry)}
-    if news >= WORTH_WRITING and os.geteuid() == 0:
+    if news >= WORTH_WRITING and os.access(layout.run, os.W_OK):
         _remember(layout, rows)
     return found
 
