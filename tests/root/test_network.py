@@ -22,6 +22,7 @@ from zonemgr.linux import nft
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup", "nft")
 
 FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
+SETTINGS = "forwarding = true\netc-hosts = true\n"
 IP_PKTINFO = 8  # Python has no name for it
 FOREIGN = "add table inet zmforeign\nadd chain inet zmforeign input { type filter hook input priority 5 ; }\n"
 
@@ -64,7 +65,8 @@ def scene() -> Iterator[Scene]:
         nft.run(FOREIGN)
         stack.callback(lambda: nft.run("delete table inet zmforeign\n"))
         instance.layout.etc.mkdir(parents=True)
-        instance.layout.settings.write_text("forwarding = true\n")
+        instance.layout.settings.write_text(SETTINGS)
+        (folder / "etc/hosts").write_text("127.0.0.1 localhost\n")
         warm = stack.enter_context(nursery())
         warm.run(instance, "create", "web")
         warm.run(instance, "config", "web", "add", "forward", "port=8080", "to=80")
@@ -111,6 +113,52 @@ def test_a_forwarded_port_is_reached_from_the_host_at_its_own_addresses(scene: S
 def test_a_forwarded_port_is_reached_from_zones_the_one_that_serves_it_included(scene: Scene) -> None:
     for name in ("db", "web"):
         assert "Error" not in "".join(ask_from(scene, name, (HOST4, 8080), (HOST6, 8080)))
+
+
+def test_zones_and_the_host_know_each_other_by_name(scene: Scene) -> None:
+    found = scene.warm.run(scene.instance, "login", "db", "--", "getent", "ahosts", "web").stdout
+    assert {line.split()[0] for line in found.splitlines()} == set(scene.web)
+    host = (scene.instance.root / "etc/hosts").read_text()
+    assert host.startswith("127.0.0.1 localhost\n")
+    assert f"{scene.web[0]}\tweb\t" in host
+    seen = scene.warm.run(scene.instance, "login", "db", "--", "sh", "-c", "echo x >>/etc/hosts; cat /etc/hosts").stdout
+    assert seen == (scene.instance.layout.run / "hosts").read_text()
+
+
+def test_links_of_every_kind(scene: Scene) -> None:
+    """A narrow one on the bridge that is not configured, one on top of a link of the host, one that was the host's."""
+    instance, warm, place = scene.instance, scene.warm, scene.outside
+    inner, outer = f"zi{place.link[2:]}", f"zu{place.link[2:]}"
+    subprocess.run(["ip", "link", "add", inner, "mtu", "1300", "type", "veth", "peer", "name", outer], check=True)
+    try:
+        warm.run(instance, "create", "multi", "--no-net")
+        for words in (
+            (f"anet={instance.bridge}", "mtu=1400", "maxbw=8M", "linkname=narrow0", "mac-prefix=02:08:20"),
+            (f"macvlan={place.link}", "address=[192.0.2.50/24,2001:db8::50/64]"),
+            (f"physical={inner}", "linkname=mine0", "mtu=1200", "mac-address=02:00:5e:10:00:01"),
+        ):
+            warm.run(instance, "config", "multi", "add", "net", *words)
+        warm.run(instance, "install", "multi")
+        before = subprocess.run(["ip", "-br", "link", "show", inner], capture_output=True, text=True, check=True).stdout
+        warm.run(instance, "boot", "multi")
+        links = warm.run(instance, "login", "multi", "--", "ip", "-o", "link").stdout
+        rows = {line.split(": ")[1].partition("@")[0]: line for line in links.splitlines()}
+        assert set(rows) == {"lo", "narrow0", "host1", "mine0"}
+        assert "mtu 1400" in rows["narrow0"] and "ether 02:08:20:" in rows["narrow0"]
+        assert "mtu 1200" in rows["mine0"] and "ether 02:00:5e:10:00:01" in rows["mine0"]
+        assert place.ask(("192.0.2.50", 80)) == ["ConnectionRefusedError"]  # it is there, and nothing listens
+        shaped = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+        assert shaped.count("qdisc tbf") == 2 and "rate 8Mbit" in shaped
+        warm.run(instance, "reboot", "multi")
+        again = warm.run(instance, "login", "multi", "--", "cat", "/sys/class/net/narrow0/address").stdout.strip()
+        assert f"ether {again} " in rows["narrow0"]
+        warm.run(instance, "halt", "multi")
+        after = subprocess.run(["ip", "-br", "link", "show", inner], capture_output=True, text=True, check=True).stdout
+        assert after == before
+        details = subprocess.run(["ip", "link", "show", inner], capture_output=True, text=True, check=True).stdout
+        assert "mtu 1300" in details
+    finally:
+        subprocess.run(["ip", "link", "delete", outer], check=True)
 
 
 LOOPBACK = """
@@ -210,7 +258,7 @@ def test_a_foreign_rule_that_drops_is_told_at_boot_and_admitted_where_the_settin
     assert 'admit = ["docker-user"]' in done.stderr
     assert ask_from(scene, "db", (FAR4, 99)) == ["TimeoutError"]
     warm.run(instance, "halt", "db")
-    instance.layout.settings.write_text('forwarding = true\nadmit = ["docker-user"]\n')
+    instance.layout.settings.write_text(SETTINGS + 'admit = ["docker-user"]\n')
     done = warm.run(instance, "boot", "db")
     assert "dropped" not in done.stderr
     assert ask_from(scene, "db", (FAR4, 99)) == [HOST4]

@@ -473,6 +473,25 @@ class Claim(Op):
 
 
 @dataclass(frozen=True)
+class Names(Op):
+    """The zone's names, for the host and for other zones."""
+
+    kind: ClassVar[str] = "names"
+    live: ClassVar[Live] = Live.REWRITE
+    zonename: str
+    names: tuple[str, ...]
+    addresses: tuple[str, ...]
+    host: bool = False  # in the host's own /etc/hosts as well
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind,)
+
+    def describe(self) -> str:
+        return f"publish the name {' and '.join(self.names)} for {' '.join(self.addresses)}"
+
+
+@dataclass(frozen=True)
 class HostSetting(Op):
     """A kernel setting of the host that zones need.  It stays, in the host's ledger, until ``fsck --host``."""
 

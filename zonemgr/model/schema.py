@@ -185,6 +185,10 @@ GLOBAL_PROPERTIES: Final = (
         "ip-type", checks.one_of("exclusive", "shared"),
         "exclusive: a network stack of its own; shared: addresses on the host's", default="exclusive",
     ),
+    Property(
+        "hosts", checks.one_of("shared", "own"),
+        "shared: /etc/hosts has the names of all zones, unless the zone's has lines of its own", default="shared",
+    ),
     Property("hostid", checks.host_id, "the zone's host id, hexadecimal"),
     Property(
         "fs-allowed", checks.list_of(checks.file_system_name),

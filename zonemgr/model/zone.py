@@ -238,6 +238,7 @@ class Zone:
     no_new_privs: bool = False
     scheduling_class: str | None = None
     ip_type: str = "exclusive"
+    hosts: str = "shared"
     hostid: int | None = None
     fs_allowed: tuple[str, ...] = ()
     hostname: str | None = None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zonemgr.errors import ConfigError, PlatformError
+from zonemgr.linux import paths
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import network, plan
@@ -25,6 +26,7 @@ from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.model.zone import FsResource, NetResource, Zone
 from zonemgr.platform import firewall, resources
 from zonemgr.store.instance import Mode
+from zonemgr.store.names import hosts_file
 from zonemgr.store.paths import Layout
 from zonemgr.store.settings import Settings
 
@@ -78,6 +80,8 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     zone = subject.zone
     ops: list[plan.Op] = [plan.MakeCgroup("zonemgr" + subject.layout.suffix, zone.zonename)]
     base = 0 if zone.privileged else subject.uid_base
+    if subject.mode is Mode.BOOT:
+        ops += _names(subject)
     ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
     if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
         ops += resources.limits(zone, subject.settings, _project(subject))
@@ -253,6 +257,7 @@ def _tree(subject: Subject) -> list[plan.Op]:
     mounts.append(("/run/host", plan.RunHost(subject.uuid)))
     loose = _loose_directories(subject)
     mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs if fs.dir not in loose]
+    mounts += [] if _hosts_are_loose(subject) else [(op.directory, op) for op in _hosts(subject)]
     mounts.sort(key=lambda pair: pair[0])
     return [plan.RootTree(subject.root), *_own_mounts(subject), *(op for _directory, op in mounts), plan.Console()]
 
@@ -265,7 +270,8 @@ def _loose_mounts(subject: Subject) -> list[plan.Op]:
     """
     loose = _loose_directories(subject)
     chosen = sorted((fs for fs in subject.zone.fs if fs.dir in loose), key=lambda fs: fs.dir)
-    return [fs_mount(fs, subject.zone) for fs in chosen]
+    hosts = _hosts(subject) if _hosts_are_loose(subject) else []
+    return [*hosts, *(fs_mount(fs, subject.zone) for fs in chosen)]
 
 
 def _loose_directories(subject: Subject) -> set[str]:
@@ -384,6 +390,60 @@ def _host_links() -> tuple[str, ...]:
 
 def _host_directories() -> tuple[str, ...]:
     return tuple(d for d in _SYSTEM_DIRECTORIES if os.path.isdir(d) and not os.path.islink(d))
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+
+_HOSTS = "/etc/hosts"
+_HOSTS_MAX_BYTES = 64 << 10
+_LOOPBACK = (b"127.", b"::1", b"fe00::", b"ff0")  # what such a file begins with in every distribution
+
+
+def _names(subject: Subject) -> list[plan.Op]:
+    """The zone's names, before its mounts: the file that they go to is one of them."""
+    zone = subject.zone
+    own = tuple(network.bare(address) for net in zone.net for address in network.addresses(net))
+    if not own:
+        return []
+    names = tuple(dict.fromkeys((zone.zonename, *((zone.hostname,) if zone.hostname else ()))))
+    return [plan.Names(zone.zonename, names, own, subject.settings.etc_hosts)]
+
+
+def _hosts(subject: Subject) -> list[plan.Bind]:
+    """The host's view of all names on the zone's /etc/hosts, when that hides nothing of the zone's own."""
+    if subject.zone.hosts != "shared" or not _names(subject) or any(fs.dir == _HOSTS for fs in subject.zone.fs):
+        return []
+    for folder in (subject.root, *subject.layers):
+        content = _own_hosts(folder)
+        if content is not None:
+            break
+    else:
+        return []
+    lines = (line.partition(b"#")[0].split() for line in content.splitlines())
+    if not all(words[0].startswith(_LOOPBACK) for words in lines if words):
+        return []
+    file = str(hosts_file(subject.layout))
+    return [plan.Bind(file, _HOSTS, ("ro", "nosuid", "nodev"), idmap="none", make="file")]
+
+
+def _own_hosts(folder: str) -> bytes | None:
+    """The file in the zone's root, which is the zone's to arrange: no link is followed and no pipe waited for."""
+    try:
+        root_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            file_fd = paths.open_beneath(root_fd, _HOSTS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(root_fd)
+        with open(file_fd, "rb") as file:
+            return file.read(_HOSTS_MAX_BYTES)
+    except OSError:
+        return None
+
+
+def _hosts_are_loose(subject: Subject) -> bool:
+    """Mounted when the tree is sealed, where it can be: root of the zone may take it off to have its own file."""
+    brand_has_etc = any(_nested(_HOSTS, mount.directory) for mount in subject.brand.mounts)
+    return mutable_folders(subject) is None and not brand_has_etc
 
 
 # -- network ----------------------------------------------------------------------------------------------------

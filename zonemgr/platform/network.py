@@ -13,7 +13,7 @@ from zonemgr.errors import PlatformError, message
 from zonemgr.linux import netlink
 from zonemgr.model import plan
 from zonemgr.platform.stage import Stage
-from zonemgr.store import claims, hostledger
+from zonemgr.store import claims, hostledger, names
 from zonemgr.store.files import read_json, write_json
 from zonemgr.store.paths import Layout
 
@@ -21,6 +21,11 @@ from zonemgr.store.paths import Layout
 def claim(op: plan.Claim, stage: Stage) -> None:
     """Nobody else may hold what the zone is about to use."""
     claims.take(stage.layout, stage.zonename, op.claim)
+
+
+def publish_names(op: plan.Names, stage: Stage) -> None:
+    """The zone can be found by its name."""
+    names.publish(stage.layout, op.zonename, op.names, op.addresses, host=op.host)
 
 
 # -- what zones share -------------------------------------------------------------------------------------------

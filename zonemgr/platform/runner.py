@@ -101,6 +101,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Sysctls: _sysctls,
     plan.Bridge: network.bridge,
     plan.Claim: network.claim,
+    plan.Names: network.publish_names,
     plan.HostSetting: network.host_setting,
     plan.Veth: network.veth,
     plan.Macvlan: network.macvlan,

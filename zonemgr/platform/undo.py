@@ -21,7 +21,7 @@ from zonemgr.model import plan
 from zonemgr.platform import firewall
 from zonemgr.platform.limits import release_cpus
 from zonemgr.platform.network import moved_links, shared_addresses, shared_file
-from zonemgr.store import claims
+from zonemgr.store import claims, names
 from zonemgr.store.files import read_json
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.paths import Layout
@@ -45,6 +45,10 @@ class Remains:
 
 def _claim(op: plan.Claim, remains: Remains) -> None:
     claims.give_back(remains.layout, remains.zonename, op.claim)
+
+
+def _names(op: plan.Names, remains: Remains) -> None:
+    names.withdraw(remains.layout, op.zonename)
 
 
 def _filter(op: plan.Op, remains: Remains) -> None:
@@ -118,6 +122,7 @@ def _dedicated_cpus(_op: plan.DedicateCpus, remains: Remains) -> None:
 
 _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.Claim: _claim,
+    plan.Names: _names,
     **dict.fromkeys(plan.FILTERS, _filter),
     plan.Admit: _admit,
     plan.Veth: _veth,

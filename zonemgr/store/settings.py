@@ -28,6 +28,7 @@ class Settings:
     ``address_pool``: where ``create`` takes addresses on that bridge from (networks, or FIRST-LAST); empty: from all of
     its networks.  ``translate``: zones on it leave the host with the host's address.  ``forwarding``: the host is made
     to forward packets.  ``admit``: the firewalls of others that get rules which accept the zones' traffic.
+    ``etc_hosts``: the host's /etc/hosts has the zones' names.
     """
 
     bridge: str
@@ -36,6 +37,7 @@ class Settings:
     translate: bool = True
     forwarding: bool = False
     admit: tuple[str, ...] = ()
+    etc_hosts: bool = False
     hook_s: int = 120
     kill_s: int = 30
     transition_s: int = 600
@@ -52,6 +54,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "translate": checks.boolean,
     "forwarding": checks.boolean,
     "admit": checks.list_of(checks.one_of("docker-user", "ufw")),
+    "etc-hosts": checks.boolean,
     "hook-s": _SECONDS,
     "kill-s": _SECONDS,
     "transition-s": _SECONDS,
