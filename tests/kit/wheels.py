@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 from tests.kit.instance import CHECKOUT
@@ -42,8 +43,33 @@ def install(wheel: Path, folder: Path) -> Path:
     """
     _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     (packages,) = folder.glob("lib/python*/site-packages")
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python")]
-    _run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder.parent)
+    add(wheel, folder)
     # Behind the environment's own packages, which come first.
     (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
+
+
+def add(wheel: Path, folder: Path) -> None:
+    """Install one more wheel into the environment."""
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python")]
+    _run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder.parent)
+
+
+def brand_wheel(brand: Path, entry_point: str, folder: Path) -> Path:
+    """A brand's folder as a package that is installed by pip; ``entry_point`` is the name of its class."""
+    name = f"{brand.name}_brand"
+    info = f"{name}-1.0.dist-info"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    texts = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[zonemgr.brands]\n{brand.name} = {name}:{entry_point}\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in brand.iterdir():
+            target = "__init__.py" if file.name == "brand.py" else file.name
+            archive.write(file, f"{name}/{target}")  # with its mode
+        for path, text in texts.items():
+            archive.writestr(path, text)
+    return wheel

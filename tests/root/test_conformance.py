@@ -17,7 +17,7 @@ import pytest
 
 from tests.kit.debian import Debian
 from tests.kit.instance import CHECKOUT
-from tests.kit.wheels import build, install
+from tests.kit.wheels import add, brand_wheel, build, install
 from zonemgr.brandkit import loader, verify
 from zonemgr.store.paths import Layout
 
@@ -92,12 +92,13 @@ def _write_tutorial(place: Path) -> dict[str, str]:
     return written
 
 
-def test_the_brand_of_the_tutorial_is_proved_by_an_installed_zonemgr(tmp_path: Path) -> None:
+def test_the_brand_of_the_tutorial_is_proved_as_a_package_beside_an_installed_zonemgr(tmp_path: Path) -> None:
     files = _write_tutorial(tmp_path)
     lines = sum(text.count("\n") for name, text in files.items() if name.startswith("shelf/"))
     assert lines <= TUTORIAL_LINES
     python = install(build(tmp_path), tmp_path / "installed") / "python"
-    report = prove(tmp_path, "--brand-folder", str(tmp_path / "shelf"), python=python)
+    add(brand_wheel(tmp_path / "shelf", "Shelf", tmp_path), tmp_path / "installed")
+    report = prove(tmp_path, "--brand", "shelf", python=python)
     assert complaints(report) == []
     assert (report["brand"], report["version"], report["result"]) == ("shelf", "1.0", "passed")
 
