@@ -15,6 +15,7 @@ from tests.kit.waiting import until
 from zonemgr.linux import labels
 from zonemgr.linux.cgroup import detect
 from zonemgr.store import instance as instances
+from zonemgr.store import zones
 from zonemgr.store.instance import Instance as Record
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -88,7 +89,12 @@ def test_init_gets_the_brands_environment(instance: Instance, declare: Declare) 
     instance.running("web", "-b", declare('init_environment = { SHELF = "upper one" }'))
     init = record(instance).init
     assert init is not None
-    assert b"SHELF=upper one" in Path(f"/proc/{init.pid}/environ").read_bytes().split(b"\0")
+    told = Path(f"/proc/{init.pid}/environ").read_bytes().split(b"\0")
+    uuid = zones.read_entry(instance.layout, "web").uuid
+    assert {b"SHELF=upper one", b"container=zonemgr", f"container_uuid={uuid}".encode()} <= set(told)
+    files = ("container-manager", "container-uuid", "os-release")
+    host = Path("/etc/os-release").read_text()
+    assert instance.login("web", "sh", "-c", f"cd /run/host; cat {' '.join(files)}") == f"zonemgr\n{uuid}\n{host}"
 
 
 def test_users_are_looked_up_by_the_brands_command(instance: Instance, declare: Declare) -> None:

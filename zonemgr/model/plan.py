@@ -391,7 +391,7 @@ class Mask(Op):
 
 @dataclass(frozen=True)
 class RunHost(Op):
-    """/run/host: what the guest may know of its manager (container-manager, container-uuid)."""
+    """/run/host: what the guest may know of where it is (container-manager, container-uuid, the host's os-release)."""
 
     kind: ClassVar[str] = "run-host"
     uuid: str

@@ -16,6 +16,8 @@ from zonemgr.model import plan
 from zonemgr.platform.mounting import attach, bind
 from zonemgr.platform.stage import Stage
 
+_OS_RELEASE_MAX = 16 << 10
+
 
 def run_host(op: plan.RunHost, stage: Stage) -> None:
     """/run/host, a small read-only tmpfs, as systemd's CONTAINER_INTERFACE describes it."""
@@ -32,11 +34,21 @@ def run_host(op: plan.RunHost, stage: Stage) -> None:
         try:
             _write(folder_fd, "container-manager", b"zonemgr\n", stage.uid_base)
             _write(folder_fd, "container-uuid", op.uuid.encode() + b"\n", stage.uid_base)
+            _write(folder_fd, "os-release", _os_release(), stage.uid_base)
         finally:
             os.close(folder_fd)
         mounts.set_attributes(mount_fd, set=mounts.ATTR_RDONLY)
     finally:
         os.close(mount_fd)
+
+
+def _os_release() -> bytes:
+    """What the host is, which may be another distribution than the zone: M0 still has its files."""
+    try:
+        with open("/etc/os-release", "rb") as stream:
+            return stream.read(_OS_RELEASE_MAX)
+    except FileNotFoundError:
+        return b""
 
 
 def host_id(op: plan.HostId, stage: Stage) -> None:
