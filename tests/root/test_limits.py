@@ -46,6 +46,7 @@ area = libc.mmap(None, 2 << 20, 3, anonymous, -1, 0)
 found["lock 512K"] = why(libc.mlock(ctypes.c_void_p(area), 512 << 10))
 found["lock 2M"] = why(libc.mlock(ctypes.c_void_p(area), 2 << 20))
 found["files"] = resource.getrlimit(resource.RLIMIT_NOFILE)
+found["policy"] = [os.sched_getscheduler(1), os.sched_getscheduler(0)]
 found["score"] = int(open("/proc/self/oom_score_adj").read())
 begun = time.monotonic()
 block = open("/root/written", "wb", 0)
@@ -74,6 +75,7 @@ max-shm-memory = "2M"
 max-shm-ids = 5
 max-msg-ids = 3
 oom-score-adj = 300
+scheduling-class = "BATCH"
 
 [capped-memory]
 physical = "96M"
@@ -127,6 +129,7 @@ def test_each_limit_holds_against_the_zones_root(instance: Instance) -> None:
     assert (found["shm of 1M"], found["shm of 3M"]) == ("", "Invalid argument")
     assert (found["shm ids"], found["msg ids"], found["sem ids"]) == (5, 3, 4)
     assert found["lock 512K"] == "" and found["lock 2M"] == "Cannot allocate memory"
+    assert found["policy"] == [os.SCHED_BATCH] * 2
     assert found["files"] == [300, 400] and found["score"] == 300
     assert found["seconds of 4M"] > 1.5, "2 MiB a second"
     assert 0 < found["inotify"] <= 300

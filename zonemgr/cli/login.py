@@ -251,6 +251,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         die_with_parent=True,
         rlimits=instance.rlimits,
         oom_score_adj=instance.oom_score_adj,
+        scheduling_class=instance.scheduling_class,
     )
 
 

@@ -40,7 +40,7 @@ FORKS_MAX: Final = 512  # at once; callers beyond them do without
 _CREDENTIALS: Final = 12
 _SYSTEMD_FD: Final = 3
 # Loaded by hand or on demand: test support, the programs themselves, and what only draws on a terminal.
-_LEFT_OUT: Final = ("__main__", "conformance", "conformance_suite", "conformance_bench")
+_LEFT_OUT: Final = ("__main__", "conformance", "conformance_suite", "conformance_bench", "statview")
 # What functions of ours import when they are called, beyond our own modules.
 _BESIDES: Final = (
     "argparse",

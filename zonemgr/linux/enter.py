@@ -128,6 +128,7 @@ class _Orders:
     personality: int
     rlimits: tuple[tuple[int, tuple[int, int]], ...]
     oom_score_adj: int | None
+    scheduling_class: str
     take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
@@ -212,6 +213,7 @@ def spawn_in_zone(
     personality: int = 0,
     rlimits: Sequence[str] = (),
     oom_score_adj: int | None = None,
+    scheduling_class: str = "",
     timeout_s: float = ENTER_TIMEOUT_S,
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
@@ -220,7 +222,8 @@ def spawn_in_zone(
     environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
     called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
     under. ``tty_slave``: descriptor 0 becomes the
-    controlling terminal. ``rlimits`` and ``oom_score_adj``: as the zone's record has them; ``personality``: flags of
+    controlling terminal. ``rlimits``, ``oom_score_adj`` and ``scheduling_class``: as the zone's record has them;
+    ``personality``: flags of
     personality(2).
     ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
     stage; OSError when the child could not be born.
@@ -248,6 +251,7 @@ def spawn_in_zone(
         personality=personality,
         rlimits=tuple(process.rlimits(rlimits)),
         oom_score_adj=oom_score_adj,
+        scheduling_class=scheduling_class,
     )
     try:
         return _spawn(orders, cgroup_fd, join_cgroups, timeout_s)
@@ -396,6 +400,8 @@ class _Child:
         self.stage = Stage.LIMITS
         if self.orders.oom_score_adj is not None:
             process.set_oom_score_adj(self.orders.oom_score_adj)
+        if self.orders.scheduling_class:
+            process.set_schedule(self.orders.scheduling_class, 0)
         for number, pair in self.orders.rlimits:
             resource.setrlimit(number, pair)
         if self.orders.take_label is not None:

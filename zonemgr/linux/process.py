@@ -30,6 +30,13 @@ CLONE_INTO_CGROUP = 0x2_0000_0000
 # The score of what must not go before the zones do when the host has no memory left.
 OOM_PROTECTED = -900
 
+# Scheduling classes of Solaris and Linux.  Control groups share by weight among all of the first.
+SCHEDULING = {
+    **dict.fromkeys(("", "FSS", "TS", "IA", "FX"), os.SCHED_OTHER),
+    "BATCH": os.SCHED_BATCH,
+    "IDLE": os.SCHED_IDLE,
+}
+
 _MAX_FD = 0xFFFFFFFF
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _ENOSYS = 38
@@ -208,6 +215,18 @@ def set_oom_score_adj(value: int, pid: int | None = None) -> None:
         return
     finally:
         os.close(fd)
+
+
+def set_schedule(name: str, pid: int) -> None:
+    """The Solaris scheduling class as a policy of Linux, at an ordinary priority and on every CPU that the process may
+    use: nothing of the shell of whoever boots the zone stays.
+    """
+    os.sched_setscheduler(pid, SCHEDULING.get(name, os.SCHED_OTHER), os.sched_param(0))
+    os.sched_setaffinity(pid, range(os.sysconf("SC_NPROCESSORS_CONF")))
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, 0)
+    except PermissionError:
+        return  # a host without sys_nice: it stays as nice as we are
 
 
 def rlimits(words: Iterable[str]) -> list[tuple[int, tuple[int, int]]]:

@@ -146,6 +146,7 @@ class SetProcessLimits(Op):
     limits: tuple[str, ...]  # "nofile=1024:524288"
     asked: tuple[str, ...] = ()  # names that the configuration gives: these are set or the boot is refused
     oom_score_adj: int = 0
+    scheduling_class: str = ""
     best_effort: bool = False
 
     def describe(self) -> str:

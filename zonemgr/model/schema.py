@@ -180,7 +180,7 @@ GLOBAL_PROPERTIES: Final = (
         "no-new-privs", checks.boolean, "set-user-id and file capabilities have no effect in the zone",
         Form.BOOLEAN, False,
     ),
-    Property("scheduling-class", checks.word, "the scheduling class of the zone", effect=False),
+    Property("scheduling-class", checks.word, "FSS, TS, IA or FX: shares of busy CPUs; BATCH; IDLE: only idle CPUs"),
     Property(
         "ip-type", checks.one_of("exclusive", "shared"),
         "exclusive: a network stack of its own; shared: addresses on the host's", default="exclusive",

@@ -212,6 +212,11 @@ def set_process_limits(op: plan.SetProcessLimits, stage: Stage) -> None:
     """Decide what each process begins with: process 1 takes it when it becomes init, and who enters later too."""
     _decide(op, stage)
     process.set_oom_score_adj(op.oom_score_adj, stage.born.init_pid)
+    if op.scheduling_class and op.scheduling_class not in process.SCHEDULING:
+        stage.say(message("WARNING: unable to set scheduling-class '{name}'", name=op.scheduling_class))
+    else:
+        stage.scheduling_class = op.scheduling_class
+    process.set_schedule(stage.scheduling_class, stage.born.init_pid)
 
 
 def change_process_limits(old: plan.SetProcessLimits, new: plan.SetProcessLimits, stage: Stage) -> None:

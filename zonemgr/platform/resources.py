@@ -67,6 +67,7 @@ def process_limits(zone: Zone) -> plan.SetProcessLimits:
         rlimits.to_words(chosen),
         tuple(sorted(asked)),
         OOM_SCORE_ADJ if zone.oom_score_adj is None else zone.oom_score_adj,
+        zone.scheduling_class or "",
         zone.best_effort,
     )
 

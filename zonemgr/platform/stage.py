@@ -64,6 +64,7 @@ class Stage:
     limits: dict[str, AppliedLimit] = field(default_factory=dict)
     rlimits: dict[str, str] = field(default_factory=dict)  # name -> "soft:hard"
     oom_score_adj: int | None = None
+    scheduling_class: str = ""
 
     @property
     def born(self) -> Born:

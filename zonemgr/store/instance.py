@@ -90,6 +90,7 @@ class Instance:
     no_new_privs: bool = False
     rlimits: tuple[str, ...] = ()  # "nofile=1024:524288": what each process begins with
     oom_score_adj: int | None = None  # likewise
+    scheduling_class: str = ""  # likewise
     limits: tuple[dict[str, Any], ...] = ()  # each limit as configured and as the kernel holds it
     halted_by: str = ""  # why the teardown began, for the successor that finishes it
     booted_s: float = 0.0  # CLOCK_MONOTONIC of the last boot, for the brake on reboot loops

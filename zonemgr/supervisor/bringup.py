@@ -241,6 +241,7 @@ class _Builder:
                 limits=tuple(limit.to_json() for limit in stage.limits.values()),
                 rlimits=tuple(f"{name}={pair}" for name, pair in stage.rlimits.items()),
                 oom_score_adj=stage.oom_score_adj,
+                scheduling_class=stage.scheduling_class,
             ),
         )
         self.anchor.commit()

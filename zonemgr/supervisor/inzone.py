@@ -62,6 +62,7 @@ def run(
             die_with_parent=True,
             rlimits=instance.rlimits,
             oom_score_adj=instance.oom_score_adj,
+            scheduling_class=instance.scheduling_class,
         )
     finally:
         for descriptor in (init_fd, payload_fd, null_fd, write_fd):
