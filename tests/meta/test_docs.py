@@ -56,15 +56,25 @@ def test_every_verb_is_in_the_readme() -> None:
     assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", text)] == []
 
 
-def test_the_table_of_states_is_in_step_with_the_grid() -> None:
-    script = CHECKOUT / "contrib/docs/states"
-    spec = spec_from_loader("states_document", SourceFileLoader("states_document", str(script)))
-    assert spec and spec.loader
+def made_by(script: str) -> str:
+    """The document that a script of contrib/docs makes."""
+    loader = SourceFileLoader(script, str(CHECKOUT / "contrib/docs" / script))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (script.parent / "states.md").read_text() == module.text(), "run contrib/docs/states"
+    loader.exec_module(module)
+    return str(module.text())
+
+
+def test_the_table_of_attacks_is_in_step_with_the_tests() -> None:
+    assert (CHECKOUT / "contrib/docs/security.md").read_text() == made_by("security"), "run contrib/docs/security"
+
+
+def test_the_table_of_states_is_in_step_with_the_grid() -> None:
+    text = made_by("states")
+    assert (CHECKOUT / "contrib/docs/states.md").read_text() == text, "run contrib/docs/states"
     for state in State:
-        assert f"| {state.label} |" in module.text()
+        assert f"| {state.label} |" in text
 
 
 def test_each_dependency_has_its_reason_and_its_cost() -> None:

@@ -86,6 +86,7 @@ def test_one_who_manages_the_zone_brings_it_up_and_works_in_it(shared: Instance)
 
 
 @pytest.mark.parametrize("user", [GUEST, STRANGER])
+@pytest.mark.attack("rights of delegated users", "CVE-2022-47952", "CVE-2018-6556", "CVE-2026-39402")
 def test_others_are_told_that_they_are_not_authorized(shared: Instance, user: str) -> None:
     for zone in ("web", "no-such-zone"):
         done = as_user(shared, user, "halt", zone)
@@ -120,6 +121,7 @@ def test_a_manager_at_a_terminal_gets_a_terminal_of_the_zones(shared: Instance) 
     os.close(master_fd)
 
 
+@pytest.mark.attack("rights of delegated users")
 def test_the_sockets_of_root_stay_closed_and_strange_words_are_hung_up_on(shared: Instance) -> None:
     run = shared.layout.run
     assert stat.S_IMODE((run / DELEGATE_SOCKET).stat().st_mode) == 0o666
@@ -142,6 +144,7 @@ def test_who_asks_too_often_has_to_wait_and_others_have_not(shared: Instance) ->
     assert as_user(shared, MANAGER, "login", "web", "--", "true").returncode == 0
 
 
+@pytest.mark.attack("rights of delegated users")
 def test_a_process_of_the_zone_is_not_served(shared: Instance) -> None:
     """Not even one that a link to the socket reaches, with the uid of the user on the host."""
     uid = pwd.getpwnam(MANAGER).pw_uid

@@ -13,6 +13,7 @@ from tests.kit.instance import Instance
 from tests.kit.waiting import until
 from tests.root.attacks.conftest import one_installed
 from tests.root.attacks.inside import ask
+from zonemgr.linux import libc
 from zonemgr.store import instance as instances
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -76,6 +77,27 @@ answer({
     assert set(seen.values()) - {""} == {"EPERM"}
 
 
+@pytest.mark.attack("stealing keys")
+def test_keys_of_the_host_cannot_be_read_even_where_keyctl_is_let_through(held: Instance) -> None:
+    secret, user_keyring, invalidate = b"the host's own", -4, 21
+    key = libc.call("add_key", "user", "zonemgr-test", secret, len(secret), user_keyring)
+    try:
+        program = f"""
+buffer = ctypes.create_string_buffer(100)
+def keyctl(*arguments):
+    return system(250, *arguments)
+answer([keyctl(11, ctypes.c_long({key}), buffer, 100), keyctl(8, ctypes.c_long({key}), ctypes.c_long(-2)),
+        keyctl(11, ctypes.c_long({key}), buffer, 100), keyctl(21, ctypes.c_long({key})), buffer.value.decode(),
+        "zonemgr" in open("/proc/keys").read()])
+"""
+        *errors, read, listed = ask(held, program)
+    finally:
+        libc.call("keyctl", invalidate, key, 0, 0, 0)
+    assert all(errors), errors
+    assert (read, listed) == ("", False)
+
+
+@pytest.mark.attack("devices of the host")
 def test_a_device_that_is_not_allowed_does_not_open_whoever_made_its_node(held: Instance) -> None:
     """The host itself smuggles the nodes in: the kernel asks for the device, not for where its node came from."""
     instance = instances.read(held.layout, "web")
@@ -106,6 +128,7 @@ answer({name: opens(name) for name in ("mem", "port", "disk", "null", "zero", "t
     assert seen["kmsg"] != "ENOENT"  # its node is there, by the pattern
 
 
+@pytest.mark.attack("changing an immutable zone")
 def test_nothing_of_a_strict_root_can_be_written_or_made_writable(held: Instance) -> None:
     program = """
 def made(folder):

@@ -218,6 +218,7 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, **more: Any) -> tarfile.Ta
         [_member("root/./evil")],
     ],
 )
+@pytest.mark.attack("hostile archives and images", "CVE-2022-23648", "CVE-2025-9566")
 def test_an_archive_that_points_outside_is_refused(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -257,6 +258,7 @@ def _furnish_small(root: Path) -> None:
         stream.write(b"data" * 1024)
 
 
+@pytest.mark.attack("exhausting the manager")
 def test_a_header_that_wants_all_memory_is_refused(instance: Instance) -> None:
     """A record of attributes of a few gigabytes of nothing, which compresses to nothing."""
     file = instance.root / "file.gz"
@@ -309,6 +311,7 @@ def _granting(file: Path) -> None:
     _hostile(file, _member("root/etc", tarfile.DIRTYPE), manifest=manifest)
 
 
+@pytest.mark.attack("settings that come with an image", "CVE-2026-40226", "CVE-2026-53492", "CVE-2024-3154")
 def test_settings_in_an_archive_grant_nothing(instance: Instance) -> None:
     _granting(instance.root / "file")
     done = instance.run("import", "-f", str(instance.root / "file"))

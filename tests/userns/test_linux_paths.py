@@ -206,6 +206,7 @@ def test_a_bad_folder_is_refused_and_nothing_outside_is_touched(
     assert os.listdir(outside) == ["secret"]
 
 
+@pytest.mark.attack("races with who writes in a shared folder", "CVE-2021-30465", "CVE-2024-45310")
 def test_a_folder_that_turns_into_a_link_meanwhile_leads_nowhere(
     root_fd: int, root: Path, outside: Path
 ) -> None:

@@ -74,6 +74,7 @@ def place(tmp_path: Path) -> Place:
         ([entry("a/.wh...", "")], "names no file"),
     ],
 )
+@pytest.mark.attack("hostile archives and images", "CVE-2022-23648")
 def test_what_points_outside_or_makes_no_sense_is_refused(place: Place, specs: list[Spec], why: str) -> None:
     with pytest.raises(NotCompleted, match=why.replace("(", r"\(").replace(".", r"\.")):
         place.unpack(specs)
@@ -98,6 +99,7 @@ def test_what_points_outside_or_makes_no_sense_is_refused(place: Place, specs: l
         ],
     ],
 )
+@pytest.mark.attack("hostile archives and images", "CVE-2022-23648", "CVE-2025-24965")
 def test_links_never_lead_out(place: Place, specs: list[Spec]) -> None:
     for info, _data in specs:
         if info.linkname == "/outside":
@@ -281,6 +283,7 @@ def _lose_blob(layout: build.Layout) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_spoil_blob, _spoil_size, _no_digest, _md5, _lose_blob])
+@pytest.mark.attack("hostile archives and images", "CVE-2017-18641")
 def test_what_does_not_match_its_digest_or_size_is_refused(place: Place, spoil: Any) -> None:
     layout = build.image([[entry("x", "1")]])
     spoil(layout)

@@ -90,6 +90,7 @@ def assert_refused(answers: dict[str, str]) -> None:
     assert answers["zsched"] in ("", "ECONNRESET", "EPIPE", "EACCES", "EPERM")
 
 
+@pytest.mark.attack("sockets of the manager")
 def test_root_of_the_zone_is_refused_at_every_socket(shared: Instance) -> None:
     zsched = instances.read(shared.layout, "web")
     assert zsched is not None and zsched.zsched is not None
@@ -102,6 +103,7 @@ def test_root_of_the_zone_is_refused_at_every_socket(shared: Instance) -> None:
     assert zsched.zsched.alive
 
 
+@pytest.mark.attack("sockets of the manager")
 def test_root_of_the_zone_cannot_replace_the_sockets_or_the_records(shared: Instance) -> None:
     program = """
 base = "/srv/run/zones/web/"
@@ -143,6 +145,7 @@ def opened(shared: Instance) -> Iterator[Path]:
     ],
     ids=lambda words: "-".join(words[:2]),
 )
+@pytest.mark.attack("sockets of the manager")
 def test_others_of_the_host_are_refused(shared: Instance, opened: Path, who: tuple[str, ...]) -> None:
     program = SCRIPT.format(talk=TALK)
     python = os.path.realpath("/usr/bin/python3")
@@ -202,6 +205,7 @@ def ends(sock: socket.socket) -> bool:
     ],
     ids=("long", "text", "list", "number", "bytes", "empty", "deep", "parameters", "many"),
 )
+@pytest.mark.attack("exhausting the manager")
 def test_nonsense_at_the_door_ends_the_connection_and_nothing_else(shared: Instance, words: bytes) -> None:
     pid = supervisor_of(shared)
     with connected(shared) as sock:
@@ -240,6 +244,7 @@ def test_passed_descriptors_are_closed(shared: Instance) -> None:
     until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before, "the supervisor's closing of descriptors")
 
 
+@pytest.mark.attack("exhausting the manager", "CVE-2022-31030")
 def test_many_connections_that_say_nothing_do_not_shut_the_door(shared: Instance) -> None:
     idle = [connected(shared) for _ in range(100)]
     try:

@@ -48,6 +48,7 @@ def assert_confined(status: dict[str, str], allowed: frozenset[str]) -> None:
     assert status["Seccomp"] == "2"
 
 
+@pytest.mark.attack("inherited capabilities", "CVE-2022-27650", "CVE-2022-29162", "CVE-2022-24769")
 def test_init_and_login_have_the_capabilities_of_limitpriv_and_the_filter(limited: Instance) -> None:
     found = record(limited)
     allowed = frozenset(found.capabilities)
@@ -59,6 +60,7 @@ def test_init_and_login_have_the_capabilities_of_limitpriv_and_the_filter(limite
     assert_confined({key: value.strip() for key, _, value in pairs}, allowed)
 
 
+@pytest.mark.attack("inherited capabilities", "CVE-2022-29162")
 def test_a_user_who_logs_in_has_no_capability_and_the_same_bounds(limited: Instance) -> None:
     text = limited.run("login", "-l", "nobody", "web", "--", "cat", "/proc/self/status").stdout
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
@@ -67,6 +69,7 @@ def test_a_user_who_logs_in_has_no_capability_and_the_same_bounds(limited: Insta
     assert status["Seccomp"] == "2"
 
 
+@pytest.mark.attack("leaked descriptors and folders", "CVE-2024-21626", "CVE-2016-9962")
 def test_init_holds_no_descriptor_folder_or_variable_of_the_host(limited: Instance) -> None:
     init = record(limited).init
     assert init is not None
@@ -79,6 +82,7 @@ def test_init_holds_no_descriptor_folder_or_variable_of_the_host(limited: Instan
     assert variables <= {"PATH", "TERM", "container", "container_uuid", "container_ttys"}
 
 
+@pytest.mark.attack("leaked descriptors and folders", "CVE-2024-21626", "CVE-2016-8649")
 def test_login_brings_three_descriptors_a_folder_in_the_zone_and_an_own_session(limited: Instance) -> None:
     program = """
 held = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -118,6 +122,7 @@ def accounts(limited: Instance) -> Iterator[Path]:
     path.write_text(kept)
 
 
+@pytest.mark.attack("leaked descriptors and folders", "CVE-2024-21626")
 def test_a_home_that_is_a_descriptor_of_the_entering_process_is_not_entered(
     limited: Instance, accounts: Path
 ) -> None:
@@ -133,6 +138,7 @@ WRAPPED = ("4294967295:4294967295", "-1:-1", "65536:0", "0:65536", "4294967296:0
 
 
 @pytest.mark.parametrize("user", WRAPPED)
+@pytest.mark.attack("users that are not what they seem", "CVE-2024-40635", "CVE-2026-30892")
 def test_ids_that_wrap_around_or_are_not_the_zones_run_nothing(limited: Instance, user: str) -> None:
     """CVE-2024-40635: such an id is no change of ids to the kernel; what ran would be root of the host."""
     done = limited.run("login", "-l", user, "web", "--", "id", check=False)
@@ -140,6 +146,7 @@ def test_ids_that_wrap_around_or_are_not_the_zones_run_nothing(limited: Instance
     assert done.stdout == ""
 
 
+@pytest.mark.attack("code and files of the zone used by the host", "CVE-2019-14271")
 def test_hostile_account_files_neither_block_login_nor_give_ids_of_the_host(
     limited: Instance, accounts: Path
 ) -> None:
@@ -155,6 +162,7 @@ def test_hostile_account_files_neither_block_login_nor_give_ids_of_the_host(
     assert limited.run("login", "web", "--", "true", check=False, timeout=30).returncode in (0, 125)
 
 
+@pytest.mark.attack("overwriting the entering program", "CVE-2019-5736")
 def test_a_script_for_the_entering_program_itself_does_not_get_to_write_it(limited: Instance) -> None:
     """CVE-2019-5736: the interpreter is /proc/self/exe, the host's Python; hold it open, reopen it to write."""
     python = Path(os.path.realpath("/usr/bin/python3"))
@@ -215,6 +223,7 @@ answer([got, refused])
 """
 
 
+@pytest.mark.attack("tracing the entering process", "CVE-2016-9962")
 def test_an_entering_process_cannot_be_looked_into_or_traced(limited: Instance) -> None:
     """CVE-2016-9962: only once it has become the command of the zone's own it is the zone's to look into."""
     with limited.popen("login", "web", "--", "/usr/bin/python3", "-c", PRELUDE + WATCH) as watcher:
@@ -232,6 +241,7 @@ def test_an_entering_process_cannot_be_looked_into_or_traced(limited: Instance) 
     assert refused > 0, "the watcher was never there in time"
 
 
+@pytest.mark.attack("tracing the entering process", "CVE-2016-9962")
 def test_a_parked_process_1_is_not_in_reach_of_a_mounted_zone(installed: Instance) -> None:
     """A zone mounted for maintenance has the parked process as process 1, with its channel to the manager."""
     if installed.state("web") == "running":

@@ -42,6 +42,7 @@ def checked(result):
 """
 
 
+@pytest.mark.attack("exhausting the host")
 def test_what_one_zone_holds_of_watches_and_files_the_host_still_has(web: Instance) -> None:
     """The kernel counts both for each user; root of a zone is a user of its own."""
     from tests.root.attacks.inside import PRELUDE
@@ -60,6 +61,7 @@ def test_what_one_zone_holds_of_watches_and_files_the_host_still_has(web: Instan
         holder.wait()
 
 
+@pytest.mark.attack("exhausting the host")
 def test_a_fork_bomb_stops_at_the_limit_and_dies_with_the_zone(web: Instance) -> None:
     record = instances.read(web.layout, "web")
     assert record is not None
@@ -69,6 +71,7 @@ def test_a_fork_bomb_stops_at_the_limit_and_dies_with_the_zone(web: Instance) ->
     assert min(limits) <= int(Path("/proc/sys/kernel/threads-max").read_text()) // 2
 
 
+@pytest.mark.attack("exhausting the host")
 def test_a_zone_cannot_raise_its_own_limits(web: Instance) -> None:
     program = """
 import resource

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,6 +141,17 @@ def named(cases: tuple[tuple[str, Plant], ...]) -> list[object]:
 
 
 @pytest.mark.parametrize(("name", "plant"), named(BOOT_CASES))
+@pytest.mark.attack(
+    "links at mount points and masked paths",
+    "CVE-2019-18837",
+    "CVE-2019-19921",
+    "CVE-2023-27561",
+    "CVE-2023-28642",
+    "CVE-2025-31133",
+    "CVE-2025-52565",
+    "CVE-2026-41579",
+    "CVE-2026-47766",
+)
 def test_boot_is_not_led_out_of_the_root(prepared: Instance, bait: Bait, name: str, plant: Plant) -> None:
     with planted(prepared, name, plant, bait.path):
         assert_clear(try_it(prepared, "boot", "halt"))
@@ -147,6 +160,7 @@ def test_boot_is_not_led_out_of_the_root(prepared: Instance, bait: Bait, name: s
 
 
 @pytest.mark.parametrize(("name", "plant"), named(tuple((name, plant_link) for name in MOUNT_POINTS)))
+@pytest.mark.attack("links at mount points and masked paths", "CVE-2019-18837")
 def test_mount_is_not_led_out_of_the_root(prepared: Instance, bait: Bait, name: str, plant: Plant) -> None:
     with planted(prepared, name, plant, bait.path):
         assert_clear(try_it(prepared, "mount", "unmount"))
@@ -154,6 +168,7 @@ def test_mount_is_not_led_out_of_the_root(prepared: Instance, bait: Bait, name: 
     assert prepared.state("web") == "installed"
 
 
+@pytest.mark.attack("links at mount points and masked paths", "CVE-2026-41579")
 def test_a_root_that_is_a_link_is_refused(prepared: Instance, bait: Bait) -> None:
     root = prepared.layout.zonepath("web") / "root"
     kept = root.rename(root.parent / "kept")
@@ -169,6 +184,7 @@ def test_a_root_that_is_a_link_is_refused(prepared: Instance, bait: Bait) -> Non
     bait.assert_untouched()
 
 
+@pytest.mark.attack("links at mount points and masked paths", "CVE-2019-18837")
 def test_a_link_in_the_place_of_an_init_leads_inside_the_root_only(prepared: Instance, bait: Bait) -> None:
     """With an init of its own (bootargs -i), the zone may name a link; it is one of the zone's own tree."""
     root = prepared.layout.zonepath("web") / "root"
@@ -191,6 +207,7 @@ def test_the_zone_boots_when_what_was_planted_is_gone(prepared: Instance) -> Non
 # -- folders of the host that a zone may write ------------------------------------------------------------------
 
 
+@pytest.mark.attack("races with who writes in a shared folder", "CVE-2021-30465", "CVE-2024-1753")
 def test_a_link_in_a_folder_that_a_zone_writes_is_no_way_to_bind_another(
     instance: Instance, bait: Bait
 ) -> None:
@@ -222,6 +239,7 @@ def test_the_special_of_an_fs_resource_may_lie_behind_a_link_only_by_its_real_na
     assert str(real) in said
 
 
+@pytest.mark.attack("set-user-id files left for the host")
 def test_a_setuid_file_on_a_writable_bind_belongs_to_the_owner_never_to_root(instance: Instance) -> None:
     shared = instance.root / "shared"
     shared.mkdir()
@@ -235,3 +253,40 @@ def test_a_setuid_file_on_a_writable_bind_belongs_to_the_owner_never_to_root(ins
     status = (shared / "id").stat()
     assert (status.st_uid, status.st_gid) == (1234, 1234)
     assert not (shared / "disk").exists()
+
+
+SWAP = """
+import os, sys
+folder, target = sys.argv[1:]
+os.chdir(folder)
+os.symlink(target, "link")
+print("swapping", flush=True)
+while True:
+    for one, other in (("data", "kept"), ("link", "data"), ("data", "link"), ("kept", "data")):
+        try:
+            os.rename(one, other)
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.attack("races with who writes in a shared folder", "CVE-2021-30465", "CVE-2019-19921", "CVE-2024-45310")
+def test_a_mount_point_that_changes_places_with_a_link_all_the_time_leads_nowhere(
+    prepared: Instance, bait: Bait
+) -> None:
+    """Somebody can write in the zone's root while it boots: another zone with the same folder bound, say."""
+    folder = prepared.layout.zonepath("web") / "root/srv"
+    command = [sys.executable, "-c", SWAP, str(folder), str(bait.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as swapper:
+        assert swapper.stdout is not None
+        assert swapper.stdout.readline() == "swapping\n"
+        for _ in range(3):
+            assert_clear(try_it(prepared, "boot", "halt"))
+        swapper.kill()
+    bait.assert_untouched()
+    for name in ("link", "data", "kept"):
+        path = folder / name
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            path.rmdir()

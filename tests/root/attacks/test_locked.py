@@ -38,6 +38,7 @@ answer({
 """
 
 
+@pytest.mark.attack("unsharing, mounting and remounting", "CVE-2022-0185")
 def test_no_mount_of_the_host_can_be_made_writable_moved_or_taken_off(web: Instance) -> None:
     seen = ask(web, ATTACK_ALL)
     assert {"/", "/usr", "/proc", "/sys", "/proc/keys", "/dev"} <= set(seen.pop("points"))
@@ -45,6 +46,7 @@ def test_no_mount_of_the_host_can_be_made_writable_moved_or_taken_off(web: Insta
     assert not any(seen.values()), seen
 
 
+@pytest.mark.attack("nested user namespaces", "CVE-2022-0185")
 def test_masked_files_are_not_laid_bare_by_another_view_of_them(web: Instance) -> None:
     program = """
 os.makedirs("/tmp/view", exist_ok=True)
@@ -74,6 +76,7 @@ os.wait()
     assert all(seen.values()), seen
 
 
+@pytest.mark.attack("unsharing, mounting and remounting")
 def test_what_the_masks_hide_is_empty_also_through_a_recursive_bind(web: Instance) -> None:
     program = """
 os.makedirs("/tmp/view", exist_ok=True)
@@ -94,6 +97,7 @@ answer([error, content])
     assert set(content.values()) == {""}
 
 
+@pytest.mark.attack("writing to files of the host", "CVE-2022-0847")
 def test_files_of_the_host_stay_as_they_are(web: Instance) -> None:
     victims = [os.path.realpath(path) for path in ("/usr/bin/env", "/usr/bin/python3")]
     program = f"""
@@ -122,6 +126,7 @@ answer([attack(path) for path in {victims}])
     assert not Path("/usr/bin/planted").exists()
 
 
+@pytest.mark.attack("devices of the host")
 def test_devices_can_be_used_and_those_of_the_host_not_changed(web: Instance) -> None:
     names = ("null", "zero", "full", "random", "urandom", "tty")
     before = [os.stat(f"/dev/{name}") for name in names]
@@ -143,6 +148,7 @@ for path in ["/dev/" + name for name in {names}]:
     ]
 
 
+@pytest.mark.attack("unsharing, mounting and remounting")
 def test_mounts_of_the_zone_do_not_reach_the_host(web: Instance) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     ask(web, 'os.makedirs("/mnt/own", exist_ok=True); answer(mount("own", "/mnt/own", "tmpfs"))')

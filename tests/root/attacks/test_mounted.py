@@ -38,6 +38,7 @@ def private_files() -> list[str]:
     return found[:500]
 
 
+@pytest.mark.attack("a zone that is open for maintenance")
 def test_what_only_root_of_the_host_may_read_stays_unread(mounted: Instance, secret: Path) -> None:
     files = [*private_files(), str(secret), "/root/.bashrc", "/root/.profile"]
     assert "/etc/shadow" in files
@@ -57,6 +58,7 @@ answer({{path: content(path) for path in json.loads({json.dumps(json.dumps(files
             assert not any(line in text for line in hashes), path
 
 
+@pytest.mark.attack("a zone that is open for maintenance")
 def test_nothing_of_the_host_can_be_written(mounted: Instance) -> None:
     before = {path: os.stat(path).st_mtime_ns for path in ("/usr", "/usr/bin", "/etc", "/var", "/opt", "/usr/bin/env")}
     program = """
@@ -91,6 +93,7 @@ def test_hostile_profiles_and_accounts_run_as_root_of_the_zone_only(mounted: Ins
     assert mounted.run("login", "web", "--", "id", "-u").stdout == "0\n"
 
 
+@pytest.mark.attack("links at mount points and masked paths", "CVE-2019-18837")
 def test_a_link_planted_while_the_zone_is_mounted_leads_its_next_boot_nowhere(
     instance: Instance, secret: Path
 ) -> None:

@@ -22,6 +22,7 @@ answer([attempt(sock.sendto, router, ("ff02::1", 0, 0, index)) for _ in range(5)
 """
 
 
+@pytest.mark.attack("raw packets", "CVE-2020-13401")
 def test_a_zone_cannot_make_itself_the_hosts_router(web: Instance) -> None:
     """CVE-2020-13401: router advertisements of a container give the host addresses and a default route."""
     settings = Path("/proc/sys/net/ipv6/conf") / web.bridge

@@ -51,6 +51,7 @@ def powerful() -> Iterator[Instance]:
         yield instance
 
 
+@pytest.mark.attack("overwriting the entering program", "CVE-2019-5736")
 def test_what_enters_is_a_copy_that_nobody_can_write_to(powerful: Instance) -> None:
     python = Path(os.path.realpath("/usr/bin/python3"))
     before = hashlib.sha256(python.read_bytes()).hexdigest()
@@ -62,6 +63,7 @@ def test_what_enters_is_a_copy_that_nobody_can_write_to(powerful: Instance) -> N
     assert hashlib.sha256(python.read_bytes()).hexdigest() == before
 
 
+@pytest.mark.attack("unsharing, mounting and remounting", "CVE-2022-0492")
 def test_no_power_over_the_host_is_left_to_its_root(powerful: Instance) -> None:
     program = """
 os.makedirs("/tmp/here", exist_ok=True)
@@ -85,6 +87,7 @@ answer({
     assert all(seen.values()), seen
 
 
+@pytest.mark.attack("devices of the host")
 def test_devices_that_its_root_makes_do_not_open(powerful: Instance) -> None:
     disk = next(
         path.stat().st_rdev
@@ -101,12 +104,14 @@ answer([tried("disk", stat.S_IFBLK, {disk}), tried("mem", stat.S_IFCHR, os.maked
     assert ask(powerful, program) == ["EPERM"] * 3
 
 
+@pytest.mark.attack("tracing the entering process", "CVE-2016-9962")
 def test_processes_on_their_way_in_have_more_capabilities_than_may_be_traced(powerful: Instance) -> None:
     """Without sys_ptrace nobody in the zone may look into a process that is not dumpable or can do more."""
     record = instances.read(powerful.layout, "web")
     assert record and not {"sys_admin", "sys_ptrace", "dac_read_search"} & set(record.capabilities)
 
 
+@pytest.mark.attack("overwriting the entering program", "CVE-2019-5736")
 def test_an_init_that_is_a_script_for_its_parent_gets_the_copy(powerful: Instance) -> None:
     """The parked process 1 is what runs it.  Last in this file: the zone is halted afterwards."""
     python = Path(os.path.realpath("/usr/bin/python3"))

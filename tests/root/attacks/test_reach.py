@@ -24,6 +24,7 @@ OWN_SETTINGS = (
 )
 
 
+@pytest.mark.attack("core_pattern and other settings of the kernel", "CVE-2022-0811", "CVE-2025-52881")
 def test_no_setting_of_the_host_can_be_written(web: Instance) -> None:
     host = {
         name: Path("/proc/sys", name).read_text()
@@ -48,6 +49,7 @@ answer([opened, attempt(write, "/proc/sysrq-trigger", "h"), attempt(write, "/pro
     assert {name: Path("/proc/sys", name).read_text() for name in host} == host
 
 
+@pytest.mark.attack("core_pattern and other settings of the kernel")
 def test_sysfs_cannot_be_written(web: Instance) -> None:
     program = """
 found = []
@@ -65,6 +67,7 @@ answer(found)
     assert ask(web, program) == []
 
 
+@pytest.mark.attack("processes of the host")
 def test_processes_of_the_host_are_neither_seen_nor_signalled_nor_traced(web: Instance) -> None:
     with subprocess.Popen(["sleep", "1000"]) as victim:
         program = f"""
@@ -87,6 +90,7 @@ answer({{
     assert seen["parent of init"] == "0"
 
 
+@pytest.mark.attack("devices of the host")
 def test_no_device_of_the_host_can_be_made_or_mounted(web: Instance) -> None:
     program = """
 os.makedirs("/tmp/disk", exist_ok=True)
@@ -106,6 +110,7 @@ answer([made, mounted, [name for name in os.listdir("/dev") if stat.S_ISBLK(os.l
     assert blocks == []
 
 
+@pytest.mark.attack("modules, files by number, keys and other calls on the one kernel")
 def test_calls_that_act_on_the_one_kernel_are_refused(web: Instance) -> None:
     program = """
 numbers = {"kexec_load": 246, "init_module": 175, "finit_module": 313, "delete_module": 176, "bpf": 321,
@@ -120,6 +125,7 @@ answer({name: system(number, 0, 0, 0, 0, 0) for name, number in numbers.items()}
     assert set(seen.values()) <= {"EPERM", "ENOSYS"}, seen
 
 
+@pytest.mark.attack("typing into terminals (TIOCSTI)", "CVE-2016-10124", "CVE-2017-5226")
 def test_a_terminal_takes_no_input_that_the_zone_makes_up(web: Instance) -> None:
     program = """
 import fcntl
@@ -130,6 +136,18 @@ def push(request):
 answer([push(0x5412), system(16, slave, ctypes.c_ulong(0x1_0000_5412), b"x"), push(0x541C)])
 """
     assert ask(web, program) == ["EPERM", "EPERM", "EPERM"]
+
+
+@pytest.mark.attack("reboot(2)")
+def test_commands_of_reboot_that_steer_the_host_are_refused(web: Instance) -> None:
+    """Ctrl-Alt-Del, suspend, a loaded kernel.  Restart and halt end the zone alone (tests of its life show it)."""
+    program = """
+number = 169 if os.uname().machine == "x86_64" else 142
+commands = (0x89ABCDEF, 0, 0xD000FCE2, 0x45584543)
+answer([system(number, ctypes.c_ulong(0xFEE1DEAD), ctypes.c_ulong(672274793), ctypes.c_ulong(command), None)
+        for command in commands])
+"""
+    assert set(ask(web, program)) <= {"EINVAL", "EPERM"}
 
 
 # -- control groups ---------------------------------------------------------------------------------------------
@@ -151,6 +169,7 @@ def neighbour(web: Instance) -> Iterator[str]:
         folder.rmdir()
 
 
+@pytest.mark.attack("release agents and control groups of the host", "CVE-2022-0492", "CVE-2023-25809")
 def test_control_groups_of_the_host_are_out_of_sight_and_reach(web: Instance, neighbour: str) -> None:
     """CVE-2022-0492: in a user and a cgroup namespace of one's own, mount a v1 hierarchy, set its release agent."""
     program = f"""
@@ -186,6 +205,7 @@ answer([first, look("unshared"), open("/proc/self/cgroup").read()])
     assert {line.split(":", 2)[2] for line in own.splitlines()} == {"/"}
 
 
+@pytest.mark.attack("release agents and control groups of the host", "CVE-2023-25809")
 def test_limits_of_the_zone_cannot_be_lifted_from_inside(web: Instance) -> None:
     program = """
 top = "/sys/fs/cgroup/"
@@ -208,6 +228,7 @@ answer([written, moved, attempt(os.listdir, top + ".."), os.path.exists(top + ".
 # -- sockets ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("abstract sockets", "CVE-2020-15257")
 def test_abstract_sockets_of_the_host_are_not_there(web: Instance) -> None:
     name = f"zonemgr-test-{secrets.token_hex(8)}"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -217,6 +238,7 @@ def test_abstract_sockets_of_the_host_are_not_there(web: Instance) -> None:
         assert ask(web, program) == "ECONNREFUSED"
 
 
+@pytest.mark.attack("sockets of the manager", "CVE-2020-15257")
 def test_no_socket_or_folder_of_the_manager_is_in_the_zone(web: Instance) -> None:
     program = """
 found = [path for path in ("/run", "/var/lib", "/etc", "/var/log") if os.path.exists(path + "/zonemgr")]
@@ -226,6 +248,7 @@ answer(found)
     assert ask(web, program) == []
 
 
+@pytest.mark.attack("leaked descriptors and folders")
 def test_the_way_out_by_parent_folders_ends_at_the_root(web: Instance, secret: Path) -> None:
     """chroot(2) below, climb above; and through the roots, folders and descriptors of process 1."""
     program = f"""

@@ -37,6 +37,7 @@ def typed_back(master_fd: int, child: subprocess.Popen[bytes]) -> str:
     return text.decode(errors="replace")
 
 
+@pytest.mark.attack("typing into terminals (TIOCSTI)", "CVE-2016-10124", "CVE-2017-5226")
 def test_a_command_at_a_terminal_of_login_cannot_type_at_the_operators(web: Instance) -> None:
     """CVE-2016-10124, CVE-2017-5226: TIOCSTI on the terminal that login gives."""
     master_fd, slave_fd = pty.openpty()
@@ -56,6 +57,7 @@ def test_a_command_at_a_terminal_of_login_cannot_type_at_the_operators(web: Inst
     assert f"{name} " not in said.replace("/dev/pts/0", "")
 
 
+@pytest.mark.attack("typing into terminals (TIOCSTI)")
 def test_the_console_takes_no_input_from_the_zone_and_gives_none(web: Instance) -> None:
     """What a zone writes to its console comes to the client as output; pushing it in as input is refused."""
     program = PRELUDE + """

@@ -28,6 +28,7 @@ def test_setuid_programs_of_the_host_are_the_zones_own(web: Instance) -> None:
     assert seen == [0, True]
 
 
+@pytest.mark.attack("set-user-id programs")
 def test_a_plain_user_gains_nothing(web: Instance) -> None:
     program = """
 os.makedirs("/tmp/nobody", exist_ok=True)
@@ -58,6 +59,7 @@ os.wait()
     assert all(seen.values()), seen
 
 
+@pytest.mark.attack("users that are not what they seem")
 def test_sharing_a_uid_with_a_user_of_the_host_gives_nothing(web: Instance) -> None:
     """Each id of the zone is another one on the host: its processes count as nobody of the host's users."""
     map_lines = web.login("web", "cat", "/proc/self/uid_map").split()

@@ -53,6 +53,7 @@ def replace_shutdown(instance: Instance, script: str) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.attack("escape sequences in messages and logs")
 def test_escape_sequences_do_not_reach_the_operators_terminal(web: Instance) -> None:
     replace_shutdown(web, f"printf '{ESCAPES}\\nsecond line\\n'; exit 1")
     done = web.run("shutdown", "web", check=1)
@@ -62,6 +63,7 @@ def test_escape_sequences_do_not_reach_the_operators_terminal(web: Instance) -> 
     assert b"\xc2\x9b" not in said
 
 
+@pytest.mark.attack("exhausting the manager", "CVE-2022-31030", "CVE-2022-1708")
 def test_a_flood_of_output_is_cut_short_and_costs_no_memory(web: Instance) -> None:
     """CVE-2022-31030: a command that the manager runs in the zone prints for ever."""
     replace_shutdown(web, "head -c 60000000 /dev/zero | tr '\\\\0' 'x'; yes | head -c 20000000; exit 1")
@@ -72,6 +74,7 @@ def test_a_flood_of_output_is_cut_short_and_costs_no_memory(web: Instance) -> No
     assert web.state("web") == "running"
 
 
+@pytest.mark.attack("exhausting the manager", "CVE-2022-31030")
 def test_a_flood_on_the_console_costs_no_memory_and_a_bounded_log(web: Instance) -> None:
     web.login("web", "sh", "-c", "head -c 8000000 /dev/zero | tr '\\0' 'x' >/dev/console")
     folder = web.layout.zone_log("web")
@@ -79,6 +82,7 @@ def test_a_flood_on_the_console_costs_no_memory_and_a_bounded_log(web: Instance)
     assert 0 < supervisor_memory_kb(web) < SUPERVISOR_MAX_KB
 
 
+@pytest.mark.attack("escape sequences in messages and logs")
 def test_names_of_processes_and_hosts_do_not_reach_the_operator_raw(web: Instance) -> None:
     web.login("web", "sh", "-c", f"printf '{ESCAPES}' > /proc/self/comm; hostname 'evil'")
     done = web.run("list", "-cv")
@@ -87,6 +91,7 @@ def test_names_of_processes_and_hosts_do_not_reach_the_operator_raw(web: Instanc
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "-i /evil\n-s", "x" * 300, "\x00"])
+@pytest.mark.attack("escape sequences in messages and logs")
 def test_boot_arguments_and_names_with_control_characters_are_refused_or_shown_plain(
     web: Instance, text: str
 ) -> None:
