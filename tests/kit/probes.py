@@ -129,6 +129,10 @@ def _debootstrap() -> str:
     return "" if shutil.which("debootstrap", path="/usr/sbin:/usr/bin") else "there is no debootstrap"
 
 
+def _systemd_analyze() -> str:
+    return "" if shutil.which("systemd-analyze") else "there is no systemd-analyze"
+
+
 def _skopeo() -> str:
     return "" if shutil.which("skopeo") else "there is no skopeo"
 
@@ -149,6 +153,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "busybox": _busybox,
     "debootstrap": _debootstrap,
     "skopeo": _skopeo,
+    "systemd_analyze": _systemd_analyze,
 }
 
 

@@ -390,10 +390,19 @@ def ready(session: Session, which: Choice) -> int:
 @click.command(cls=TailCommand)
 @_which
 @click.option("-f", "--force", is_flag=True, help="Also boot a zone whose installation is incomplete.")
-def boot(session: Session, which: Choice, force: bool) -> int:
+@click.option("--wait", is_flag=True, help="Stay until the zones are down; tell systemd when they run.")
+def boot(session: Session, which: Choice, force: bool, wait: bool) -> int:
     """Start zones.  Words after -- are boot arguments: -m OPTION, -i INIT, -s, and what init understands."""
     request = Request("boot", "Boot", {"args": boot_arguments(tail()), "force": force or None})
-    return which.perform(session, request)
+    if not wait:
+        return which.perform(session, request)
+    from zonemgr.cli.follow import stay
+
+    names = which.zones(session, "boot")
+    code = run(session, names, request, which.jobs)
+    if code == Exit.OK:
+        stay(session, names)
+    return code
 
 
 @click.command(cls=TailCommand)
@@ -419,9 +428,17 @@ def halt(session: Session, which: Choice) -> int:
 def shutdown(
     session: Session, which: Choice, again: bool, timeout: int | None
 ) -> int:
-    """Ask zones to shut themselves down, and wait for them.  A zone that does not is left running."""
+    """Ask zones to shut themselves down, and wait for them.  A zone that does not is left running.
+
+    With -a (and no more) it is how the host stops its zones: a zone that does not end in time is halted, and what is
+    left after that is named.  -t is the time for all of it, then.
+    """
     if not again:
         _no_tail("shutdown without -r")
+        if which.everything and which.brand is None:
+            from zonemgr.cli import autoboot
+
+            return autoboot.stop_all(session, timeout or autoboot.STOP_S)
     then = Request("boot", "Boot", {"args": boot_arguments(tail())}) if again else None
     request = Request("shutdown", "Shutdown", {"timeout": timeout}, then)
     return which.perform(session, request)

@@ -208,12 +208,18 @@ GLOBAL_PROPERTIES: Final = (
         "how much of the zone's own root it may change",
     ),
     Property(
-        "autoshutdown", checks.one_of("shutdown", "halt"), "what happens when the host shuts down", effect=False,
-        when=When.LIVE,
+        "requires", checks.list_of(checks.zone_name), "zones that must run before this one boots with the host",
+        Form.LIST, (), when=When.LIVE,
     ),
     Property(
-        "boot-priority", checks.one_of("high", "normal", "low"), "who boots first with the host", effect=False,
-        when=When.LIVE,
+        "after", checks.list_of(checks.zone_name), "zones that boot before this one, if they boot with the host",
+        Form.LIST, (), when=When.LIVE,
+    ),
+    Property(
+        "autoshutdown", checks.one_of("shutdown", "halt"), "what happens when the host shuts down", when=When.LIVE,
+    ),
+    Property(
+        "boot-priority", checks.one_of("high", "normal", "low"), "who boots first with the host", when=When.LIVE,
     ),
     Property("tenant", checks.word, "the tenant that the zone's virtual networks belong to", effect=False),
     Property(

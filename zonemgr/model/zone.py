@@ -245,6 +245,8 @@ class Zone:
     privileged: bool = False
     best_effort: bool = False
     file_mac_profile: str | None = None
+    requires: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     autoshutdown: str | None = None
     boot_priority: str | None = None
     tenant: str | None = None

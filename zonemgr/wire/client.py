@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -113,6 +113,20 @@ class Client:
                 return values
             if on_reply is not None:
                 on_reply(values)
+
+    def listen(self, method: str) -> Iterator[Message]:
+        """Call with "more" now, and give the parameters of each reply as it comes.  Raises as ``call`` does."""
+        self._send(method, {}, True)
+        return self._replies()
+
+    def _replies(self) -> Iterator[Message]:
+        replies = 0
+        while True:
+            reply = self._receive(replies)
+            replies += 1
+            if "error" in reply:
+                raise RemoteError(str(reply["error"]), reply.get("parameters") or {})
+            yield reply.get("parameters") or {}
 
     def _send(self, method: str, parameters: Mapping[str, Any], more: bool) -> None:
         request: Message = {

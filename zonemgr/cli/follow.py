@@ -1,0 +1,68 @@
+"""Staying with zones that run: ``boot --wait``, for programs that take the end of their child for the end of a zone.
+
+systemd's units are such (contrib/systemd/zone@.service).  Whoever stays does nothing for the zones: it may be killed,
+and another one may stay with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+
+from zonemgr.cli.output import Session
+from zonemgr.errors import NoSuchZoneError
+from zonemgr.model.states import State
+from zonemgr.store.observe import state_of
+from zonemgr.store.paths import Layout
+from zonemgr.wire import start, varlink
+from zonemgr.wire.client import Client, EmptyReply, LostReply
+
+
+def stay(session: Session, names: Sequence[str]) -> None:
+    """Tell the service manager that the zones run, and return when all of them are down."""
+    tell_manager(f"READY=1\nSTATUS=running: {' '.join(names)}")
+    for name in names:
+        while _is_up(session.layout, name):
+            _await_change(session, name)
+    tell_manager("STOPPING=1")
+
+
+def tell_manager(text: str) -> None:
+    """sd_notify(3), where somebody listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
+
+
+def _is_up(layout: Layout, name: str) -> bool:
+    """Whether the zone has a platform, or is about to have one again: between the halves of a reboot it has none."""
+    try:
+        with Client(start.door(layout, name)) as client:
+            zone = client.call(f"{varlink.ZONE}.GetState", {})["zone"]
+        return bool(zone["under_way"] or zone["waiting"]) or State.of(zone["state"]).active
+    except (OSError, EmptyReply, LostReply):
+        pass  # nobody is there to be asked
+    try:
+        return state_of(layout, name).active
+    except NoSuchZoneError:
+        return False
+
+
+def _await_change(session: Session, name: str) -> None:
+    """Return when something has happened to the zone, or to its supervisor, which is started when there is none."""
+
+    def say(text: str) -> None:
+        session.message(text, name)
+
+    with Client(start.connected(session.layout, name, "door", say)) as client:
+        events = client.listen(f"{varlink.ZONE}.Monitor")
+        if not _is_up(session.layout, name):  # what happened before we listened is not told
+            return
+        with contextlib.suppress(EmptyReply, LostReply):
+            for reply in events:
+                if reply.get("event", {}).get("type") == "state":
+                    return
