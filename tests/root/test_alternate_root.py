@@ -79,7 +79,12 @@ def test_nothing_of_an_alternate_root_is_obeyed(instance: Instance, tmp_path: Pa
     (folder / "brand.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     instance.layout.settings.write_text("nonsense\n")
     with_root = ("-R", str(instance.root))
+    file = instance.layout.config("web")
+    disk = '[[fs]]\ndir = "/disk"\nspecial = "/dev/null"\ntype = "ext4"\n'
+    file.write_text("privileged = true\n" + file.read_text() + disk)
     instance.run(*with_root, "mount", "web")
+    ids = instance.run(*with_root, "login", "web", "--", "cat", "/proc/self/uid_map").stdout.split()
+    assert int(ids[1]) >= idranges.FIRST_BASE and ids[2] == "65536"
     instance.run(*with_root, "unmount", "web")
     assert not (tmp_path / "ran").exists()
     instance.layout.settings.unlink()

@@ -132,13 +132,17 @@ def from_table(layout: Layout, name: str, table: dict[str, object], lines: toml.
 
 
 def _seen_from_here(layout: Layout, zone: Zone, names_zonepath: bool) -> Zone:
-    """A zone of an alternate root: its paths begin there (reference, sections 0.1 and 3.3)."""
+    """A zone of an alternate root: its paths begin there (reference, sections 0.1 and 3.3).
+
+    Whoever wrote the configuration is not this system's administrator: devices and privileges of ours it cannot grant.
+    """
     binds = tuple(
-        dataclasses.replace(fs, special=f"{layout.root}{fs.special}") if fs.type in ("bind", "lofs") else fs
+        dataclasses.replace(fs, special=f"{layout.root}{fs.special}")
         for fs in zone.fs
+        if fs.type in ("bind", "lofs")
     )
     zonepath = f"{layout.root}{zone.zonepath}" if names_zonepath else zone.zonepath
-    return dataclasses.replace(zone, fs=binds, zonepath=zonepath)
+    return dataclasses.replace(zone, fs=binds, zonepath=zonepath, privileged=False, device=(), limitpriv="")
 
 
 def read_entry(layout: Layout, name: str) -> Entry:
