@@ -66,7 +66,7 @@ def create(
         return
     addresses = ", ".join(address for link in zone.net for address in link.address)
     session.note(f"configured at {addresses}" if addresses else "configured", zonename)
-    for name in zone.without_effect():
+    for name in zone.without_effect() if source is None else ():  # otherwise it was told when that was saved
         session.note(message("WARNING: {name} has no effect yet", name=name), zonename)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from zonemgr.cli import configtext
 from zonemgr.cli.configtext import Line
 from zonemgr.errors import ConfigError, message
+from zonemgr.model import schema
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -23,24 +24,14 @@ SIZE_MAX: Final = 1 << 20  # bytes of a file worth reading
 NATIVE_BRANDS: Final = frozenset(
     ("native", "ipkg", "lipkg", "solaris", "illumos", "sparse", "pkgsrc", "joyent", "joyent-minimal")
 )
-KEPT: Final = frozenset(
-    (
-        "autoboot",
-        "bootargs",
-        "pool",
-        "limitpriv",
-        "scheduling-class",
-        "hostid",
-        "fs-allowed",
-        "cpu-shares",
-        "max-lwps",
-        "max-processes",
-        "max-shm-memory",
-        "max-shm-ids",
-        "max-msg-ids",
-        "max-sem-ids",
-    )
-)
+# Properties that mean the same here; the others are decided upon one by one, or are only ours.
+DECIDED: Final = frozenset(("zonename", "zonepath", "brand", "ip-type"))
+KEPT: Final = frozenset(row.name for row in schema.GLOBAL_PROPERTIES) - DECIDED
+# Of links, those that need no translation.
+LINK_KEPT: Final = (
+    "linkname", "vlan-id", "maxbw", "mtu", "priority", "link-protection", "allowed-dhcp-cids", "global-nic", "property",
+)  # fmt: skip
+LINK_SILENT: Final = (("vlan-id", "0"), ("linkname", "auto"), ("configure-allowed-address", "true"))
 MOUNT_OPTIONS: Final[Mapping[str, str]] = {
     "ro": "ro",
     "nodevices": "nodev",
@@ -106,12 +97,17 @@ class _Host:
 
 def _blocks_of_text(text: str) -> Iterator[Block]:
     """The resources and properties of ``zonecfg export`` output."""
-    kind, start = "", 0
+    kind, start, nested = "", 0, False
     values: dict[str, list[str]] = {}
     for line in configtext.commands(text, numbered=True):
         command, words = line.words[0], line.words[1:]
-        if command == "add" and not kind and words:
+        if nested:  # a resource within a resource: it is named, and passed over
+            nested = command != "end"
+        elif command == "add" and not kind and words:
             kind, values, start = words[0], {}, line.number
+        elif command == "add" and len(words) == 1:
+            nested = True
+            values.setdefault(words[0], []).append("")
         elif command == "end" and kind:
             yield Block(kind, {name: tuple(given) for name, given in values.items()}, start)
             kind = ""
@@ -123,7 +119,10 @@ def _blocks_of_text(text: str) -> Iterator[Block]:
                     yield Block("", {name: (value,)}, line.number)
         elif command == "add" and len(words) > 1:
             values.setdefault(words[0], []).extend(item for word in words[1:] for item in _list(word))
-        elif command not in ("create", "exit", "commit", "verify"):
+        elif command == "create" and not kind:
+            if "-t" in words or "-a" in words:
+                yield Block("", {"create": (" ".join(words),)}, line.number)
+        elif command not in ("exit", "commit", "verify"):
             raise ConfigError(
                 "line {number}: '{command}' is not a command of a zonecfg export",
                 number=line.number,
@@ -199,6 +198,7 @@ def _element(element: Element) -> Iterator[Block]:
     if kind == "dedicated-cpu" and "ncpu_min" in values:
         low, high = values.pop("ncpu_min")[0], values.pop("ncpu_max", values.get("ncpu_min", ("",)))[0]
         values["ncpus"] = (low if high in ("", low) else f"{low}-{high}",)
+    values.update(_link_attributes(element))
     options = tuple(child.get("name", "") for child in element.findall("fsoption"))
     if options:
         values["options"] = options
@@ -209,6 +209,29 @@ def _element(element: Element) -> Iterator[Block]:
     if limits:
         values["value"] = limits
     yield Block(kind, values)
+
+
+def _link_attributes(element: Element) -> dict[str, tuple[str, ...]]:
+    """What stands below a resource as elements of its own: attributes of links, and what is not known at all."""
+    found: dict[str, tuple[str, ...]] = {}
+    attributes = {child.get("name", ""): child.get("value", "") for child in element.findall("net-attr")}
+    ip, netmask = attributes.pop("ip", ""), attributes.pop("netmask", "")
+    if ip and ip != "dhcp":
+        found["address"] = (f"{ip}/{_prefix_length(netmask)}" if netmask else ip,)
+    for name, value in attributes.items():
+        found[name if name not in element.attrib else f"{name} {value}"] = (value,)
+    for child in element:
+        if child.tag not in ("net-attr", "fsoption", "rctl-value"):
+            found.setdefault(child.tag, ("",))
+    return found
+
+
+def _prefix_length(netmask: str) -> int:
+    """The length that a netmask such as 255.255.255.0 stands for; one that is none is refused later, as 33."""
+    parts = netmask.split(".")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) < 256 for part in parts):
+        return 33
+    return "".join(f"{int(part):08b}" for part in parts).rstrip("0").count("1")
 
 
 # -- properties -------------------------------------------------------------------------------------------------
@@ -308,11 +331,13 @@ def _file_system(block: Block, made: Translation, _host: _Host) -> None:
 
 def _net(block: Block, made: Translation, host: _Host) -> None:
     physical = _one(block, "physical")
-    addresses = _addresses(block, made, "address") or _addresses(block, made, "allowed-address")
     if physical in host.links:
         words = [f"physical={physical}"]
     else:
-        words = [f"anet={host.bridge}"]
+        words = [
+            f"anet={host.bridge}",
+            *([f"linkname={physical}"] if re.fullmatch(r"\w{1,15}", physical) else ()),
+        ]
         made.report(
             block.number,
             message(
@@ -321,31 +346,27 @@ def _net(block: Block, made: Translation, host: _Host) -> None:
                 bridge=host.bridge,
             ),
         )
-    _link(block, made, words, addresses, known=("physical", "address", "allowed-address"))
+    _link(block, made, words, known=("physical",))
 
 
 def _anet(block: Block, made: Translation, host: _Host) -> None:
-    words = [f"anet={host.bridge}"]
     lower = _one(block, "lower-link")
     if lower and lower != "auto":
         made.report(
             block.number,
             message("anet over {lower}: bridge {bridge} instead", lower=lower, bridge=host.bridge),
         )
-    _link(
-        block,
-        made,
-        words,
-        _addresses(block, made, "allowed-address"),
-        known=("lower-link", "allowed-address", "linkname", "link-protection", "configure-allowed-address"),
-    )
+    _link(block, made, [f"anet={host.bridge}"], known=("lower-link",))
 
 
-def _link(
-    block: Block, made: Translation, words: list[str], addresses: list[str], *, known: tuple[str, ...]
-) -> None:
-    if addresses:
-        words.append(f"address={_joined(tuple(addresses))}")
+def _link(block: Block, made: Translation, words: list[str], *, known: tuple[str, ...]) -> None:
+    """What links have in common.  Addresses that Solaris only allows are given, unless it says not to."""
+    given = "allowed-address" if _one(block, "configure-allowed-address") == "false" else "address"
+    addresses = _addresses(block, made, "address")
+    allowed = _addresses(block, made, "allowed-address")
+    for name, found in (("address", addresses), (given, allowed)):
+        if found:
+            words.append(f"{name}={_joined(tuple(found))}")
     routers = block.values.get("defrouter", ())
     if routers:
         words.append(f"defrouter={_joined(routers)}")
@@ -357,12 +378,25 @@ def _link(
             block.number,
             message("{kind}: mac-address {mac} has no counterpart, left out", kind=block.kind, mac=mac),
         )
-    for name in block.values:
-        if name not in (*known, "defrouter", "mac-addr", "mac-address"):
-            made.report(
-                block.number,
-                message("{kind}: {name} has no counterpart, left out", kind=block.kind, name=name),
-            )
+    done = (
+        *known,
+        "address",
+        "allowed-address",
+        "configure-allowed-address",
+        "defrouter",
+        "mac-addr",
+        "mac-address",
+    )
+    for name, values in block.values.items():
+        if name in done or (name, values[0]) in LINK_SILENT:
+            continue
+        if name in LINK_KEPT:
+            words.append(f"{name}={_joined(tuple(part.strip() for part in values))}")
+            continue
+        made.report(
+            block.number,
+            message("{kind}: {name} has no counterpart, left out", kind=block.kind, name=name),
+        )
     made.command(block.number, "add", "net", *words)
 
 
@@ -406,18 +440,18 @@ def _inherited(block: Block, made: Translation, _host: _Host) -> None:
     )
 
 
-_RULES: Final[Mapping[str, Callable[[Block, Translation, _Host], None]]] = {
+def _flags(block: Block, made: Translation, _host: _Host) -> None:
+    """Security flags, which Solaris writes in either case."""
+    words = [f"{name}={_joined(values).lower()}" for name, values in block.values.items()]
+    made.command(block.number, "add", block.kind, *words)
+
+
+_Rule = Callable[[Block, Translation, _Host], None]
+_RULES: Final[Mapping[str, _Rule]] = {
+    **dict.fromkeys(schema.RESOURCES, _plain),
     "fs": _file_system,
     "net": _net,
     "anet": _anet,
     "inherit-pkg-dir": _inherited,
-    "capped-memory": _plain,
-    "capped-cpu": _plain,
-    "dedicated-cpu": _plain,
-    "device": _plain,
-    "attr": _plain,
-    "rctl": _plain,
-    "dataset": _plain,
-    "admin": _plain,
-    "security-flags": _plain,
+    "security-flags": _flags,
 }
