@@ -138,7 +138,8 @@ SMARTOS = """\
   <rctl name="zone.cpu-cap"><rctl-value priv="privileged" limit="150" action="deny"/></rctl>
   <rctl name="zone.cpu-shares"><rctl-value priv="privileged" limit="100" action="none"/></rctl>
   <rctl name="zone.max-lwps">
-    <rctl-value priv="privileged" limit="2000" action="deny"/><rctl-value priv="basic" limit="1000" action="none"/></rctl>
+    <rctl-value priv="privileged" limit="2000" action="deny"/>
+    <rctl-value priv="basic" limit="1000" action="none"/></rctl>
   <mcap physcap="268435456"/>
   <network mac-addr="92:8e:1e:2:3:4" vlan-id="0" global-nic="external" physical="net0">
     <net-attr name="ip" value="10.99.99.7"/>
