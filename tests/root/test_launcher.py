@@ -297,6 +297,15 @@ def test_it_leaves_when_nobody_comes(instance: Instance) -> None:
     assert instance.launcher_pid() == 0
 
 
+def test_it_leaves_an_instance_that_is_removed(instance: Instance) -> None:
+    instance.configured()
+    pid = instance.warm()
+    assert not is_gone(pid)
+    shutil.rmtree(instance.layout.run)
+    until(lambda: is_gone(pid), "its leaving")
+    instance.switch = "no"
+
+
 @pytest.fixture
 def other_version(tmp_path: Path) -> Iterator[Path]:
     """A second copy of the program."""

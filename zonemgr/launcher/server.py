@@ -27,7 +27,7 @@ from zonemgr.brandkit import loader
 from zonemgr.errors import Exit, ZoneError
 from zonemgr.launcher import fork, likeness
 from zonemgr.launcher.start import LOCK
-from zonemgr.linux import process
+from zonemgr.linux import inotify, process
 from zonemgr.linux.cgroup import detect, supervisors
 from zonemgr.model.zone import Zone
 from zonemgr.store import settings
@@ -103,7 +103,11 @@ def _main(layout: Layout) -> int:
         _leave_the_caller(layout, lock)
     else:
         _turn_away(given)  # who started us by knocking need not wait until we are warm
-    return Launcher(layout, lock, given).serve(idle_s)
+    try:
+        return Launcher(layout, lock, given).serve(idle_s)
+    finally:
+        if given is None:
+            supervisors.leave("zonemgr" + layout.suffix, detect())
 
 
 def _given_listener() -> socket.socket | None:
@@ -162,6 +166,8 @@ class Launcher:
         mine, manners = likeness.own()
         package = os.path.dirname(os.path.abspath(zonemgr.__file__))
         self.home = fork.Home(layout, launch.identity(package), mine, manners, detect())
+        self._withdraw()
+        self.folder = inotify.Inotify(layout.run, inotify.DELETE)
         self.listener = given or self._listen()
         self.wake_fd = self._hear_of_children()
 
@@ -169,7 +175,6 @@ class Launcher:
         """The socket appears when we are warm, and not before: nobody waits for us."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         folder_fd = os.open(self.layout.run, os.O_PATH | os.O_CLOEXEC)
-        self._withdraw()
         mask = os.umask(0o177)
         listener.bind(f"/proc/self/fd/{folder_fd}/{launch.NAME}")
         os.umask(mask)
@@ -198,9 +203,12 @@ class Launcher:
         poll = select.poll()
         poll.register(self.listener, select.POLLIN)
         poll.register(self.wake_fd, select.POLLIN)
+        poll.register(self.folder, select.POLLIN)
         while True:
             ready = dict(poll.poll(idle_s * 1000 if idle_s and not self.forks else None))
             if not ready and not self.forks:
+                break
+            if self.folder.fileno() in ready and self._is_cut_off():
                 break
             if self.wake_fd in ready:
                 if signal.SIGTERM in os.read(self.wake_fd, 4096):
@@ -209,9 +217,11 @@ class Launcher:
             if self.listener.fileno() in ready:
                 self._accept()
         self._withdraw()
-        if self.given is None:
-            supervisors.leave("zonemgr" + self.layout.suffix, self.home.hierarchy)
         return int(Exit.OK)
+
+    def _is_cut_off(self) -> bool:
+        """Somebody has removed the socket, with the folder of an instance that is over: nobody can come any more."""
+        return any(event.name == launch.NAME for event in self.folder.read())
 
     def _accept(self) -> None:
         try:
