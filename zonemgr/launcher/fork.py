@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from zonemgr.errors import Exit
+from zonemgr.errors import Exit, locale_of_environment, speak
 from zonemgr.launcher import likeness
 from zonemgr.launcher.client import PROGRAMS
 from zonemgr.launcher.likeness import Likeness, Manners, Unlike
@@ -136,6 +136,7 @@ def _serve(
         os.setsid()
         given = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
         _set_environment({os.fsencode(k): os.fsencode(v) for k, v in start.environment(given).items()})
+        speak(locale_of_environment())
         return program.serve(home.layout, zonename, ready_fd)
 
     return work

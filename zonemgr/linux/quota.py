@@ -15,7 +15,6 @@ import fcntl
 import os
 import stat
 import struct
-import uuid
 from dataclasses import dataclass
 from typing import Final
 
@@ -119,7 +118,8 @@ def _hold_subvolume(fd: int, limit_bytes: int | None) -> Quota:
 def _read_subvolume(fd: int) -> Quota:
     info = bytearray(1024)
     fcntl.ioctl(fd, _FS_INFO, info)
-    identity = str(uuid.UUID(bytes=bytes(info[16:32])))
+    digits = bytes(info[16:32]).hex()
+    identity = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
     place = bytearray(struct.pack("=QQ4080x", 0, 256))
     fcntl.ioctl(fd, _INO_LOOKUP, place)
     (tree,) = struct.unpack_from("=Q", place)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
 from zonemgr.linux import caps, process, sealed
@@ -27,17 +26,10 @@ LOCK_PATIENCE_S = 10.0  # a predecessor that is leaving lets go of its lock with
 
 def main(arguments: list[str]) -> int:
     """Run a verb; the exit status."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="zonemgr.supervisor", allow_abbrev=False)
-    parser.add_argument("verb", choices=("serve", "plan", "fsck", "delegate"))
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--root", default=None)
-    parser.add_argument("--alternate", action="store_true")
-    parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--host", action="store_true")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
+    if options.verb not in ("serve", "plan", "fsck", "delegate"):
+        print("zonemgr.supervisor: serve NAME, plan VERB NAME, fsck or delegate", file=sys.stderr)
+        return int(Exit.USAGE)
     layout = replace(Layout.at(options.root), alternate=options.alternate)
     speak(locale_of_environment())
     try:
@@ -55,6 +47,38 @@ def main(arguments: list[str]) -> int:
     except ZoneError as error:
         print(f"zonemgr: {error.text}", file=sys.stderr)
         return int(error.exit_code)
+
+
+@dataclass
+class _Options:
+    """What the words of a program say."""
+
+    verb: str = ""
+    words: list[str] = field(default_factory=list)
+    root: str | None = None
+    alternate: bool = False
+    ready_fd: int = -1
+    json: bool = False
+    host: bool = False
+
+
+def _options(arguments: list[str]) -> _Options:
+    """Only we write these words: ``argparse`` would be a megabyte of every supervisor for them."""
+    options = _Options()
+    rest = iter(arguments)
+    for word in rest:
+        match word:
+            case "--root":
+                options.root = next(rest)
+            case "--ready-fd":
+                options.ready_fd = int(next(rest))
+            case "--alternate" | "--json" | "--host":
+                setattr(options, word[2:], True)
+            case _ if not options.verb:
+                options.verb = word
+            case _:
+                options.words.append(word)
+    return options
 
 
 class Starter:
@@ -246,6 +270,8 @@ def _leave_supervisors(layout: Layout) -> None:
 
 def _leave_alternate_root(layout: Layout, zonename: str) -> None:
     """What the running system kept of another one's zone; the last zone's supervisor takes away the rest."""
+    import shutil  # a megabyte that only an end needs
+
     shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)
     if not os.listdir(layout.run / "zones"):
         shutil.rmtree(layout.run)
@@ -260,6 +286,8 @@ def _leave_zone(layout: Layout, zonename: str) -> None:
         ):
             ZoneCgroup(detect(), "zonemgr" + layout.suffix, zonename).remove(0.5)
         if not zones.exists(layout, zonename):
+            import shutil
+
             shutil.rmtree(layout.zone_run(zonename), ignore_errors=True)
         if layout.alternate and instances.read(layout, zonename) is None:
             _leave_alternate_root(layout, zonename)
