@@ -94,10 +94,27 @@ def detect() -> Hierarchy:
     place = os.stat("/proc/self/ns/mnt").st_ino
     found = _found.get(place)
     if found is None:
-        found = parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        found = parse("\n".join(filter(_is_in_sight, text.splitlines())))
         if found.cg2 is not None:  # else the operator is about to mount it
             _found[place] = found
     return found
+
+
+def _is_in_sight(line: str) -> bool:
+    """Whether the line of mountinfo is of a control group mount that its path leads to: another may lie over it."""
+    if " - cgroup" not in line:
+        return False  # most lines, before any work on them
+    fields = line.split(" ")
+    try:
+        return os.stat(_place(fields[4])).st_dev == os.makedev(*map(int, fields[2].split(":")))
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _place(field: str) -> Path:
+    """A path of mountinfo, in which blanks and the like are octal."""
+    return Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field))
 
 
 _found: dict[int, Hierarchy] = {}  # mount namespace -> what is mounted there
@@ -123,14 +140,12 @@ def parse(mountinfo: str) -> Hierarchy:
 def _mounts(mountinfo: str) -> Iterator[tuple[Path, list[str] | None]]:
     """(place, v1 controllers) of each control group mount; None in place of controllers means cgroup2."""
     for line in mountinfo.splitlines():
-        if " - cgroup" not in line:
-            continue  # most lines, before any work on them
         left, _, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         # fields[3] is the part of the file system that is mounted: a bind of one folder is not a hierarchy.
         if len(fields) < 5 or len(rest) < 3 or fields[3] != "/" or rest[0] not in ("cgroup", "cgroup2"):
             continue
-        place = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
+        place = _place(fields[4])
         if rest[0] == "cgroup2":
             yield place, None
         else:
