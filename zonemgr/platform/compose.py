@@ -84,6 +84,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
         ops += _names(subject)
     ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
     if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
+        ops += _network(subject)
         ops += resources.limits(zone, subject.settings, _project(subject))
     if subject.layers:
         ops.append(plan.Layers(zone.zonepath, subject.layers))
@@ -95,7 +96,7 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
             ops.append(plan.HostId(zone.hostid))
         settings = resources.sysctls(zone)
         ops += [plan.Sysctls(settings)] if settings else []
-        ops += _network(subject)
+        ops += _links(subject)
     ops += _frozen(subject)
     ops.append(plan.Seal())
     if subject.mode is Mode.BOOT:
@@ -450,20 +451,24 @@ def _hosts_are_loose(subject: Subject) -> bool:
 
 
 def _network(subject: Subject) -> list[plan.Op]:
-    """Claims first, then what zones share, then the filters, so that no link is ever without its own."""
+    """All but the links: claims first, then what zones share, then the filters, which are made beside the mounts."""
     zone = subject.zone
     ops: list[plan.Op] = [plan.Claim(claim) for claim in network.claims(zone)]
     if zone.ip_type == "shared":
         return [*ops, *_shared_network(subject)]
-    ops.append(plan.Loopback())
     ops += _shared_by_zones(subject)
     bridges = tuple(dict.fromkeys(_bridge(subject, net) for net in zone.net if net.anet))
     if subject.settings.admit and bridges:
         ops.append(plan.Admit(zone.zonename, bridges, admitting_chains(subject.settings.admit)))
-    ops += _filters(subject)
-    for index, net in enumerate(zone.net):
-        ops += _link(subject, index, net)
-    return ops
+    return [*ops, *_filters(subject)]
+
+
+def _links(subject: Subject) -> list[plan.Op]:
+    """The links of an exclusive stack."""
+    zone = subject.zone
+    if zone.ip_type == "shared":
+        return []
+    return [plan.Loopback(), *(op for index, net in enumerate(zone.net) for op in _link(subject, index, net))]
 
 
 def _shared_network(subject: Subject) -> list[plan.Op]:

@@ -16,7 +16,7 @@ import contextlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from zonemgr.errors import PlatformError, message
@@ -208,21 +208,30 @@ def _advertised(source: str) -> str:
 # -- doing and undoing ------------------------------------------------------------------------------------------
 
 
-def apply(ops: Iterable[plan.Op], stage: Stage) -> None:
-    """Do filter ops in one batch.  Without nft, what nobody asked for is left out, with a warning."""
+def start(ops: Iterable[plan.Op], stage: Stage) -> Callable[[], None]:
+    """Begin to do filter ops, in one batch; what is returned waits for its end, and raises what it met.
+
+    nft takes as long as the mounts of a zone, and need not wait for them.  Without nft, what nobody asked for is left
+    out, with a warning.
+    """
     ops = list(ops)
     if nft.program() is None:
         _without_nft(ops, stage)
-        return
+        return lambda: None
     name = table(stage.layout.suffix)
-    lines = [line for op in ops for line in additions(op, name)]
-    batch = "\n".join(lines) + "\nlist chains\n"
+    text = "\n".join(line for op in ops for line in additions(op, name)) + "\nlist chains\n"
+    batch = nft.Batch(text)
+    return lambda: _finish(batch, text, ops, stage)
+
+
+def _finish(batch: nft.Batch, text: str, ops: list[plan.Op], stage: Stage) -> None:
+    name = table(stage.layout.suffix)
     try:
         try:
-            listing = nft.run(batch)
+            listing = batch.wait()
         except nft.Refusal:  # the tables are not there yet, or somebody has flushed them
             _remember(stage.layout, name)
-            listing = nft.run(skeleton(name) + batch)
+            listing = nft.run(skeleton(name) + text)
     except nft.Refusal as error:
         raise PlatformError("cannot filter the zone's network: {why}", why=error.text) from None
     if _others_filter(listing, name):

@@ -176,8 +176,19 @@ def run(
 
     PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.
     """
-    for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
-        _PLACES[place](tuple(op for _place, op in group), stage, ledger, step)
+    try:
+        for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
+            members = tuple(op for _place, op in group)
+            if place is _Place.FILTER or any(isinstance(op, plan.Veth) for op in members):
+                stage.finish_filters()  # no link is ever without what it is held to
+            _PLACES[place](members, stage, ledger, step)
+    except BaseException as error:
+        try:
+            stage.finish_filters()  # a batch must have ended before anybody undoes it
+        except ZoneError as second:
+            error.add_note(second.text)
+        raise
+    stage.finish_filters()
 
 
 class _Place(enum.Enum):
@@ -227,7 +238,7 @@ def _filter(ops: Sequence[plan.Op], stage: Stage, ledger: Ledger, step: Step | N
         ledger.record(op.to_json())
         if step is not None:
             step(op)
-    firewall.apply(ops, stage)
+    stage.filters = firewall.start(ops, stage)
 
 
 _PLACES = {
@@ -247,7 +258,7 @@ def act(op: plan.Op, stage: Stage) -> None:
             with inside(stage):
                 _act(op, _INSIDE[type(op)], stage)
         case _Place.FILTER:
-            firewall.apply([op], stage)
+            firewall.start([op], stage)()
         case _Place.OUTSIDE:
             _act(op, _OUTSIDE[type(op)], stage)
 

@@ -60,6 +60,7 @@ class Stage:
     sealed: bool = False  # M0 holds nothing of the host's tree any more
     lazily: bool = False  # a mount that is in use is detached all the same
     sealed_only: bool = False  # there is no M0: a mount made now would be the zone's to loosen
+    filters: Callable[[], None] | None = None  # waits for a batch of the packet filter that is under way
     _born: Born | None = None
     limits: dict[str, AppliedLimit] = field(default_factory=dict)
     rlimits: dict[str, str] = field(default_factory=dict)  # name -> "soft:hard"
@@ -82,6 +83,12 @@ class Stage:
     @property
     def has_born(self) -> bool:
         return self._born is not None
+
+    def finish_filters(self) -> None:
+        """Wait for a batch of the packet filter, if one is under way; raises what it met."""
+        if self.filters is not None:
+            wait, self.filters = self.filters, None
+            wait()
 
     def close(self) -> None:
         """Close what the run has opened."""

@@ -287,6 +287,6 @@ def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]
         return
     made_on_demand = settings.load(layout).bridge if zone.net else ""
     for resource in zone.net:
-        name = resource.physical or resource.anet
+        name = resource.physical or resource.macvlan or resource.anet
         if name and name != made_on_demand and not Path("/sys/class/net", name).exists():
             yield f"skipping network interface '{name}' which is not present in the global zone."
