@@ -136,7 +136,7 @@ def made(folder):
 answer({
     "made": {folder: made(folder) for folder in ("/", "/etc", "/var", "/root", "/home", "/usr/local", "/srv")},
     "remount": [mount(None, point, None, REMOUNT | BIND) for point in ("/", "/usr/local")],
-    "bound": [mount("/etc", "/tmp", None, BIND), made("/tmp/"), call("umount2", "/tmp", 2)],
+    "bound": [mount("/etc", "/tmp", None, BIND | REC), made("/tmp/"), call("umount2", "/tmp", 2)],
     "volatile": [made("/tmp"), made("/run")],
 })
 """
@@ -145,6 +145,24 @@ answer({
     assert all(seen["remount"])
     assert seen["bound"] == ["", "EROFS", ""]
     assert seen["volatile"] == ["", ""]
+
+
+@pytest.mark.attack("changing an immutable zone")
+def test_the_trusted_path_writes_what_the_zone_cannot_and_is_out_of_its_sight(held: Instance) -> None:
+    held.login("web", "sh", "-c", "echo '#!/bin/sh' > /tmp/trojan; chmod 755 /tmp/trojan")
+    program = "echo mine > /etc/planted; readlink /proc/self/exe; /tmp/trojan"
+    seen = held.run("login", "-T", "web", "--", "sh", "-c", program, check=126)
+    assert seen.stdout.startswith("/usr/")  # a /proc of its own, that knows it
+    held.run("login", "-U", "web", "--", "/tmp/trojan")
+    assert held.login("web", "cat", "/etc/planted") == "mine\n"
+    assert ask(held, 'answer(attempt(write, "/etc/planted", "x"))') == "EROFS"
+    with held.popen("login", "-T", "web", "--", "sh", "-c", "echo here; sleep 1000") as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "here\n"
+        count = 'answer(["sleep" in open("/proc/%s/comm" % n).read() for n in os.listdir("/proc") if n.isdigit()])'
+        assert not any(ask(held, count))
+        session.kill()
+    held.run("login", "-T", "web", "--", "rm", "/etc/planted")
 
 
 def test_boot_w_makes_the_root_writable_until_the_next_boot(held: Instance) -> None:

@@ -7,6 +7,7 @@ exit status is ours, and 125 to 127 say that there was none (125 ours, 126 not e
 
 from __future__ import annotations
 
+import enum
 import os
 import select
 import signal
@@ -37,7 +38,7 @@ from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.linux import enter, passwd, process
 from zonemgr.linux.cgroup.entry import entry_fd
 from zonemgr.linux.cgroup.hierarchy import join_tasks
-from zonemgr.linux.enter import Child, EnterError
+from zonemgr.linux.enter import Child, EnterError, TrustedPath
 from zonemgr.linux.passwd import Account
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store.instance import Instance
@@ -48,6 +49,7 @@ FORWARDED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP
 TTY_GROUP: Final = 5
 USER_COMMAND_S: Final = 10.0  # for a brand's command that looks up a user in the zone
 USER_LINE_MAX: Final = 4096
+ZSCHED_S: Final = 20.0
 HANG_UP_S: Final = 2.0  # for a shell to end in good order once its terminal has gone
 TIOCGPTN: Final = 0x80045430  # the number of a pty; Python has no name for it
 
@@ -85,6 +87,14 @@ class LoginCommand(TailCommand):
         return first is not None and first == len(letters) - 1
 
 
+class Trust(enum.Enum):
+    """Whether a login takes the trusted path into an immutable zone (reference, section 11)."""
+
+    NONE = ""
+    TRUSTED = "T"  # what the zone may have written is not executed
+    UNSAFE = "U"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A living zone, held by descriptors: nothing here can turn into another zone."""
@@ -95,10 +105,13 @@ class Entry:
     root_fd: int
     cgroup_fd: int
     seccomp: bytes | None
+    trusted: TrustedPath | None = None
 
 
 @contextmanager
-def opened(session: Session, zonename: str, instance: Instance) -> Iterator[Entry]:
+def opened(
+    session: Session, zonename: str, instance: Instance, trusted: Trust = Trust.NONE
+) -> Iterator[Entry]:
     """Take hold of the zone.  Raises ZoneError when it has just gone."""
     gone = ZoneError("the zone has just stopped")
     with ExitStack() as stack:
@@ -115,7 +128,31 @@ def opened(session: Session, zonename: str, instance: Instance) -> Iterator[Entr
             stack.callback(os.close, cgroup_fd)
         except (ProcessLookupError, FileNotFoundError):
             raise gone from None
-        yield Entry(zonename, instance, pidfd, root_fd, cgroup_fd, _filter(session, instance))
+        view = None
+        if trusted is not Trust.NONE:
+            view = TrustedPath(_m0(session, zonename), instance.frozen, trusted is Trust.UNSAFE)
+            stack.callback(os.close, view.m0_fd)
+        yield Entry(zonename, instance, pidfd, root_fd, cgroup_fd, _filter(session, instance), view)
+
+
+def _m0(session: Session, zonename: str) -> int:
+    """The file tree of the zone that its zsched holds.  OSError, ZoneError."""
+    from zonemgr.wire import packets
+
+    folder_fd = os.open(session.layout.zone_run(zonename), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection = packets.connect(folder_fd, "zsched", ZSCHED_S)
+    finally:
+        os.close(folder_fd)
+    with connection:
+        packets.send(connection, {"op": "hello"})
+        answer = packets.receive(connection)
+    if answer is None:
+        raise ZoneError("the zone has just stopped")
+    held = dict(zip(answer[0]["fds"], answer[1], strict=True))
+    m0_fd: int = held.pop("m0")
+    packets.close_all(held.values())
+    return m0_fd
 
 
 def _filter(session: Session, instance: Instance) -> bytes | None:
@@ -243,6 +280,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         label=instance.label,
         no_new_privs=instance.no_new_privs,
         personality=instance.personality,
+        trusted=entry.trusted,
         stdio=stdio,
         tty_slave=wanted.tty,
         cgroup_fd=entry.cgroup_fd,
@@ -482,6 +520,7 @@ def log_in(
     tty: bool = False,
     line: bool = False,
     manners: Manners,
+    trusted: Trust = Trust.NONE,
 ) -> int:
     """Everything of a login after its command line; the exit status."""
     # Under its Solaris name the program has that one's exit codes: 1 for ours, and 0 after every session.
@@ -491,8 +530,11 @@ def log_in(
         instance = living(session, zonename)
         if instance.privileged and not _is_sealed():
             return _sealed(session)
-        with opened(session, zonename, instance) as entry:
-            wanted = wish(entry, user, words, failsafe=failsafe, tty=tty, line=line)
+        if trusted is not Trust.NONE and not instance.frozen:
+            raise ZoneError("the trusted path is for immutable zones, and all of this one's root can be written")
+        with opened(session, zonename, instance, trusted) as entry:
+            plain = failsafe or (trusted is Trust.TRUSTED and user is None)  # no profile that the zone has written
+            wanted = wish(entry, user, words, failsafe=plain, tty=tty, line=line)
             sys.stdout.flush()
             if tty:
                 status = interactive(entry, wanted, manners)
@@ -542,6 +584,8 @@ def check_conflicts(conflicts: Mapping[str, bool]) -> None:
     "-l", "--user", metavar="USER", help="Be this user of the zone (name or number, :GROUP after it)."
 )
 @click.option("-S", "--failsafe", is_flag=True, help="A plain /bin/sh, for a zone whose files are broken.")
+@click.option("-T", "trust", flag_value="T", help="By the trusted path: write to an immutable zone.")
+@click.option("-U", "trust", flag_value="U", help="As -T, and run also what the zone may have written.")
 @click.option("-n", "no_stdin", is_flag=True, help="Nothing to read for the command.")
 @click.option("-t", "--tty", is_flag=True, help="A terminal for the command as well.")
 @click.option("-e", "escape", default="~", metavar="C", help=r"The escape character (\ooo is octal).")
@@ -560,6 +604,7 @@ def login(
     no_escape: bool,
     no_banner: bool,
     line: bool,
+    trust: str | None,
 ) -> int:
     """Enter a zone: a shell at a terminal, or a command with its exact exit status (125 to 127: it did not run)."""
     words = tail()
@@ -581,4 +626,5 @@ def login(
         tty=with_tty,
         line=line,
         manners=manners,
+        trusted=Trust(trust or ""),
     )

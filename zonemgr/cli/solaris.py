@@ -254,7 +254,7 @@ _CONSOLE_CONFLICTS: Final = (
 
 def zlogin(arguments: Sequence[str]) -> Login:
     """Read a command line of ``zlogin``.  Raises UsageError with the reference's texts."""
-    options, rest = _options(arguments, "e:l:dnQCES")
+    options, rest = _options(arguments, "e:l:dnQCESTU")
     given = {option for option, _ in options}
     if "-C" in given:
         for option, text in _CONSOLE_CONFLICTS:

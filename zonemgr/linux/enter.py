@@ -80,6 +80,15 @@ class EnterError(PlatformError):
 
 
 @dataclass(frozen=True, slots=True)
+class TrustedPath:
+    """How to enter an immutable zone so that its root can be written (``trusted``)."""
+
+    m0_fd: int
+    frozen: tuple[str, ...]
+    unsafe: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Child:
     """A command that runs in a zone; the pid is the host's."""
 
@@ -133,6 +142,8 @@ class _Orders:
     stdio: tuple[int, int, int]
     tty_slave: bool
     die_with: int  # pidfd of the caller, or -1
+    m0_fd: int  # for the trusted path, or -1
+    take_view: Callable[[int], None] | None
 
 
 # -- joining -------------------------------------------------------------------------------------------------
@@ -214,6 +225,7 @@ def spawn_in_zone(
     rlimits: Sequence[str] = (),
     oom_score_adj: int | None = None,
     scheduling_class: str = "",
+    trusted: TrustedPath | None = None,
     timeout_s: float = ENTER_TIMEOUT_S,
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
@@ -232,7 +244,7 @@ def spawn_in_zone(
         raise EnterError(Stage.EXEC, _ENOENT, "")
     orders = _Orders(
         zone_pidfd=init_pidfd,
-        flags=namespaces_to_join(init_pidfd),
+        flags=namespaces_to_join(init_pidfd) & ~(namespaces.NEWNS if trusted else 0),
         programs=_candidates(argv[0], env),
         argv=tuple(libc.text("exec", word) for word in argv),
         env={libc.text("exec", key): libc.text("exec", value) for key, value in env.items()},
@@ -248,6 +260,8 @@ def spawn_in_zone(
         stdio=stdio,
         tty_slave=tty_slave,
         die_with=process.pidfd_open(os.getpid()) if die_with_parent else -1,
+        m0_fd=trusted.m0_fd if trusted else -1,
+        take_view=_view_taker(trusted),
         personality=personality,
         rlimits=tuple(process.rlimits(rlimits)),
         oom_score_adj=oom_score_adj,
@@ -266,6 +280,14 @@ def _filter_installer(program: bytes | None) -> Callable[[], None] | None:
     from zonemgr.linux import seccomp  # only where there is a filter, and before the zone is entered
 
     return lambda: seccomp.install(program)
+
+
+def _view_taker(trusted: TrustedPath | None) -> Callable[[int], None] | None:
+    if trusted is None:
+        return None
+    from zonemgr.linux.trusted import take_view
+
+    return lambda m0_fd: take_view(m0_fd, trusted.frozen, trusted.unsafe)
 
 
 def _label_taker(label: str) -> Callable[[], None] | None:
@@ -321,6 +343,8 @@ def _birth(orders: _Orders, cgroup_fd: int | None) -> tuple[int, int]:
     """Clone into the zone's pid namespace and cgroup. The caller's own later children go where they always
     went.
     """
+    if orders.take_view is not None:
+        return process.clone3(namespaces.NEWPID, cgroup_fd=cgroup_fd)
     home_fd = namespaces.open_ns("self", "pid_for_children")
     child = False
     try:
@@ -365,6 +389,7 @@ class _Child:
         self.go_fd = go_fd
         self.zone_fd = orders.zone_pidfd
         self.parent_fd = orders.die_with
+        self.m0_fd = orders.m0_fd
         self.stage = Stage.STDIO
 
     def run(self) -> None:
@@ -415,13 +440,18 @@ class _Child:
         """Our own descriptors first go up, out of the way: the caller may have had 0 to 2 closed."""
         self.report_fd, self.go_fd, self.zone_fd = map(_move_up, (self.report_fd, self.go_fd, self.zone_fd))
         self.parent_fd = _move_up(self.parent_fd) if self.parent_fd >= 0 else -1
+        self.m0_fd = _move_up(self.m0_fd) if self.m0_fd >= 0 else -1
         wanted = [_move_up(descriptor) for descriptor in self.orders.stdio]
         for standard, descriptor in enumerate(wanted):
             os.dup2(descriptor, standard)
-        process.close_fds([0, 1, 2, self.report_fd, self.go_fd, self.zone_fd, self.parent_fd])
+        ours = (self.report_fd, self.go_fd, self.zone_fd, self.parent_fd, self.m0_fd)
+        process.close_fds([0, 1, 2, *ours])
 
     def _go_in(self) -> None:
         self.stage = Stage.NAMESPACES
+        if self.orders.take_view is not None:
+            self.orders.take_view(self.m0_fd)
+            os.close(self.m0_fd)
         join(self.zone_fd, self.orders.flags)
         os.close(self.zone_fd)
         os.umask(0o022)
