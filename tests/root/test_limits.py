@@ -173,12 +173,23 @@ def test_a_zone_that_says_nothing_leaves_the_host_its_processes(instance: Instan
 def test_a_limit_that_the_kernel_lacks_refuses_the_boot_unless_the_zone_is_content(
     instance: Instance,
 ) -> None:
-    installed(instance, "web", '[[capped-hugetlb]]\npagesize = "3M"\nlimit = "6M"\n')
+    tables = (
+        '[[capped-hugetlb]]\npagesize = "3M"\nlimit = "6M"\n[[capped-io]]\ndevice = "/proc"\nread-bps = 5\n'
+    )
+    installed(instance, "web", tables)
+    done = instance.run("boot", "web", check=1)
+    assert "capped-io: /proc is not on a disk that can be limited" in done.stderr
+    file = instance.layout.config("web")
+    file.write_text(file.read_text().replace('[[capped-io]]\ndevice = "/proc"\nread-bps = 5\n', ""))
     done = instance.run("boot", "web", check=1)
     assert "cannot apply the limit capped-hugetlb=3145728:6291456: " in done.stderr
     assert instance.state() == "installed"
-    instance.run("config", "web", "set", "best-effort=true")
-    assert "WARNING: the limit capped-hugetlb does not hold" in instance.run("boot", "web").stderr
+    file.write_text(
+        "best-effort = true\n" + file.read_text() + '[[capped-io]]\ndevice = "/proc"\nread-bps = 5\n'
+    )
+    warned = instance.run("boot", "web").stderr
+    for name in ("capped-hugetlb", "capped-io"):
+        assert f"WARNING: the limit {name} does not hold" in warned
     limit = applied(instance, "web")["capped-hugetlb"]
     assert limit["configured"] == [[3 << 20, 6 << 20]] and limit["effective"] is None and limit["problem"]
 
@@ -294,7 +305,9 @@ def test_limits_of_a_living_zone_change_and_what_processes_chose_stays(instance:
         own.stdout.readline()
         file = instance.layout.config("web")
         text = file.read_text().replace('soft = "300"\nhard = "400"', 'soft = "200"\nhard = "250"')
-        text = text.replace("max-lwps = 100", "max-lwps = 120").replace("oom-score-adj = 300", "oom-score-adj = 400")
+        text = text.replace("max-lwps = 100", "max-lwps = 120").replace(
+            "oom-score-adj = 300", "oom-score-adj = 400"
+        )
         text = text.replace('write-bps = "2M"\n', "").replace("max-shm-ids = 5\n", "")
         file.write_text(text)
         instance.run("apply", "web")

@@ -150,7 +150,9 @@ class SetProcessLimits(Op):
     best_effort: bool = False
 
     def describe(self) -> str:
-        return f"set the limits of a process: {' '.join(self.limits)}; oom_score_adj {self.oom_score_adj}"
+        named = [words for words in self.limits if words.partition("=")[0] in self.asked]
+        limits = " ".join([*named, "otherwise" if named else "to", "the defaults"])
+        return f"set the limits of a process: {limits}; oom_score_adj {self.oom_score_adj}"
 
 
 @dataclass(frozen=True)

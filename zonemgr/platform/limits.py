@@ -36,7 +36,7 @@ def set_limits(op: plan.SetLimits, stage: Stage, *, living: bool = False) -> Non
         pids=op.pids,
         cpu_ids=stage_cpus(stage) if living else None,
         io_weight=op.io_weight,
-        io_throttles=frozenset(map(_throttle, op.io_throttles)) or None,
+        io_throttles=_throttles(op, stage) or None,
         huge_pages=frozenset(map(_huge_page, op.huge_pages)) or None,
         oom_group=op.oom_group or None,
     )
@@ -50,6 +50,22 @@ def set_limits(op: plan.SetLimits, stage: Stage, *, living: bool = False) -> Non
             stage.say(
                 message("WARNING: the limit {name} does not hold: {why}", name=one.name, why=one.problem)
             )
+
+
+def _throttles(op: plan.SetLimits, stage: Stage) -> frozenset[Throttle]:
+    """With the numbers of the disks; what is on none is left out for a zone that is content with that."""
+    found = set()
+    for words in op.io_throttles:
+        try:
+            found.add(_throttle(words))
+        except PlatformError as error:
+            if not op.best_effort:
+                raise
+            stage.say(
+                message("WARNING: the limit {name} does not hold: {why}", name="capped-io", why=error.text)
+            )
+            stage.applied(AppliedLimit("capped-io", list(op.io_throttles), None, error.text))
+    return frozenset(found)
 
 
 def _throttle(words: str) -> Throttle:
