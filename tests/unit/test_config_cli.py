@@ -91,6 +91,8 @@ REFUSED = [
     (["config", "web", "end"], 2, "end is for use inside a resource"),
     (["config", "web", "create"], 1, "zone 'web': Zone web already exists; -F overwrites it"),
     (["config", "web", "info", "device", "match=x"], 1, "No such resource with that id"),
+    (["config", "web", "-f", "/dev/zero"], 1, "/dev/zero is too large to be a zone's configuration"),
+    (["config", "web", "info", "autobot", "--json"], 1, "unknown property 'autobot' (did you mean 'autoboot'?)"),
     (["delete", "nope"], 1, "nope: No such zone configured"),
     (["delete", "web"], 2, "needs -F where nobody can be asked"),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -16,6 +17,8 @@ from zonemgr.cli.output import Session
 from zonemgr.errors import ConfigError, UsageError
 from zonemgr.model.grid import name_check
 from zonemgr.store import zones
+
+COMMANDS_MAX_BYTES: Final = 1 << 20
 
 
 class ConfigCommand(click.Command):
@@ -71,7 +74,14 @@ def config(session: Session, zonename: str, words: tuple[str, ...], file: str | 
 
 def _read(file: str) -> str:
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text()
+        if file == "-":
+            data = sys.stdin.buffer.read(COMMANDS_MAX_BYTES + 1)
+        else:
+            with Path(file).open("rb") as stream:
+                data = stream.read(COMMANDS_MAX_BYTES + 1)
+        if len(data) > COMMANDS_MAX_BYTES:
+            raise ConfigError("{file} is too large to be a zone's configuration", file=file)
+        return data.decode()
     except OSError as error:
         raise ConfigError("cannot read {file}: {why}", file=file, why=error.strerror) from None
     except UnicodeDecodeError:

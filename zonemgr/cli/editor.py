@@ -527,5 +527,5 @@ def _json_part(zone: Zone, words: Sequence[str]) -> object:
     table = zone.to_json()
     if not words:
         return table
-    name = words[0]
-    return table.get(name)
+    kind = schema.resource(words[0])
+    return table.get(global_row(words[0]).name if kind is None else kind.name)
