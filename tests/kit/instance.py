@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import zonemgr
 from tests.kit import leaks
@@ -33,13 +33,25 @@ class Failed(AssertionError):
     """A command did not end as the test wants; the text shows what it said."""
 
 
-class Instance:
-    """One instance.  ``command`` are the words that start the program: this checkout's, unless told otherwise."""
+class Runner(Protocol):
+    """Runs the program without starting it (``tests.kit.nursery``)."""
 
-    def __init__(self, root: Path, command: Sequence[str] = ()) -> None:
+    def complete(
+        self, words: Sequence[str], env: Mapping[str, str], input: str | None, timeout_s: float
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+class Instance:
+    """One instance.  ``command`` are the words that start the program: this checkout's, unless told otherwise.
+
+    With a ``runner`` it is not started for every command but forked from a process where it is loaded.
+    """
+
+    def __init__(self, root: Path, command: Sequence[str] = (), runner: Runner | None = None) -> None:
         self.root = root
         self.layout = Layout.at(root)
         self.command = tuple(command) or (sys.executable, "-m", "zonemgr")
+        self.runner = None if command else runner
         self.suffix = self.layout.suffix
         self.switch = "no"  # what is tested is a command on its own, unless ``warm`` was called
         self.bridge = "zbr0" + self.suffix
@@ -60,22 +72,30 @@ class Instance:
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``zonemgr ARGS`` to its end.  ``check``: True wants status 0, a number for that one, False for any."""
-        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
-        done = subprocess.run(
-            [*self.command, *args],
-            env={**self.env, **(env or {})},
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=timeout,
-            **stdin,
-        )
+        if self.runner is not None and env is None:
+            done = self.runner.complete(args, self.env, input, timeout)
+        else:
+            done = self._start(args, {**self.env, **(env or {})}, input, timeout)
         wanted = 0 if check is True else check
         if check is not False and done.returncode != wanted:
             raise Failed(
                 f"zonemgr {' '.join(args)}: status {done.returncode}, expected {wanted}\n{done.stdout}{done.stderr}"
             )
         return done
+
+    def _start(
+        self, args: Sequence[str], env: Mapping[str, str], input: str | None, timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        return subprocess.run(
+            [*self.command, *args],
+            env=env,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout_s,
+            **stdin,
+        )
 
     def popen(self, *args: str, **more: Any) -> subprocess.Popen[str]:
         """Start ``zonemgr ARGS``; the caller ends and waits for it.  Keywords are Popen's."""

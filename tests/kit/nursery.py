@@ -2,7 +2,7 @@
 
 A command costs milliseconds there instead of the start of two interpreters, so that a test can afford hundreds.  What
 runs is the product's own code (``program.serve`` is callable after a fork as well as after an exec); the only thing
-that differs is how a supervisor is started.  ``fault`` plants one fault (``tests.kit.faults``) in the first supervisor
+that differs is how a supervisor is started.  ``faults`` are planted (``tests.kit.faults``) in the first supervisor
 that the command starts, and nowhere else.
 
 The process speaks JSON lines on its standard input and output; the side of the tests is ``Nursery``.
@@ -14,11 +14,11 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,15 +48,6 @@ _LOADED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
 class Nursery:
     """The tests' side.  One for a module; close it."""
 
@@ -73,22 +64,48 @@ class Nursery:
         assert self._process.stdout
         self._process.stdout.readline()  # it is loaded, and has its name
 
-    def run(
-        self, instance: Instance, *words: str, check: bool | int = True, fault: dict[str, Any] | None = None
-    ) -> Done:
-        """Run ``zonemgr WORDS`` for an instance.  ``check`` as ``Instance.run`` has it."""
+    def complete(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        input: str | None = None,
+        timeout_s: float = DEADLINE_S,
+        faults: Sequence[dict[str, Any]] = (),
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``zonemgr WORDS`` to its end, whatever that is."""
         assert self._process.stdin and self._process.stdout
-        request = {"root": str(instance.root), "words": words, "fault": fault}
+        request = {
+            "words": words,
+            "env": dict(env),
+            "input": input,
+            "timeout_s": timeout_s,
+            "faults": list(faults),
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise Failed("the nursery is gone")
-        done = Done(**json.loads(line))
+        answer = json.loads(line)
+        if answer["status"] is None:
+            raise subprocess.TimeoutExpired(["zonemgr", *words], timeout_s, answer["stdout"], answer["stderr"])
+        return subprocess.CompletedProcess(
+            ["zonemgr", *words], answer["status"], answer["stdout"], answer["stderr"]
+        )
+
+    def run(
+        self,
+        instance: Instance,
+        *words: str,
+        check: bool | int = True,
+        faults: Sequence[dict[str, Any]] = (),
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``zonemgr WORDS`` for an instance.  ``check`` as ``Instance.run`` has it."""
+        done = self.complete(words, instance.env, faults=faults)
         wanted = 0 if check is True else check
-        if check is not False and done.status != wanted:
+        if check is not False and done.returncode != wanted:
             said = f"{done.stdout}{done.stderr}"
-            raise Failed(f"zonemgr {' '.join(words)}: status {done.status}, expected {wanted}\n{said}")
+            raise Failed(f"zonemgr {' '.join(words)}: status {done.returncode}, expected {wanted}\n{said}")
         return done
 
     def close(self) -> None:
@@ -121,31 +138,45 @@ def main() -> None:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
+    stdin_fd = os.memfd_create("stdin")
+    os.pwrite(stdin_fd, (request["input"] or "").encode(errors="surrogateescape"), 0)
     outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        _be_the_command(request, outputs)
-    _pid, status = os.waitpid(pid, 0)
+        _be_the_command(request, [stdin_fd, *outputs])
+    os.close(stdin_fd)
+    status = _await(pid, request["timeout_s"])
     texts = []
     for fd in outputs:
-        size = os.fstat(fd).st_size
-        texts.append(os.pread(fd, size, 0).decode(errors="replace"))
+        text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="surrogateescape")
+        texts.append(text.replace("\r\n", "\n").replace("\r", "\n"))  # as a pipe in text mode gives it
         os.close(fd)
-    return {"status": os.waitstatus_to_exitcode(status), "stdout": texts[0], "stderr": texts[1]}
+    return {"status": status, "stdout": texts[0], "stderr": texts[1]}
 
 
-def _be_the_command(request: dict[str, Any], outputs: list[int]) -> None:
+def _await(pid: int, timeout_s: float) -> int | None:
+    """The exit code of a child; None when it had to be killed."""
+    pid_fd = os.pidfd_open(pid)
+    ended = select.select([pid_fd], [], [], timeout_s)[0]
+    if not ended:
+        signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+    os.close(pid_fd)
+    _pid, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _be_the_command(request: dict[str, Any], descriptors: list[int]) -> None:
     """The child: never returns."""
     code = 70
     try:
-        signal.alarm(DEADLINE_S)
-        null_fd = os.open(os.devnull, os.O_RDONLY)
-        for number, fd in enumerate((null_fd, *outputs)):
+        for number, fd in enumerate(descriptors):
             os.dup2(fd, number)
         os.closerange(3, 256)
-        os.environ["ZONEMGR_ROOT"] = request["root"]
-        _fork_supervisors(request["fault"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        sys.argv = ["zonemgr", *request["words"]]
+        _fork_supervisors(request["faults"])
         from zonemgr.cli.main import main as zonemgr
 
         zonemgr(request["words"])
@@ -161,15 +192,14 @@ def _be_the_command(request: dict[str, Any], outputs: list[int]) -> None:
         os._exit(code)
 
 
-def _fork_supervisors(fault: dict[str, Any] | None) -> None:
-    """In this process and its children a supervisor is started by a fork; the first one gets the fault."""
+def _fork_supervisors(faults: list[dict[str, Any]]) -> None:
+    """In this process and its children a supervisor is started by a fork; the first one gets the faults."""
     from zonemgr.store.paths import Layout
     from zonemgr.wire import start
 
-    faults = [fault] if fault else []
-
     def spawn(layout: Layout, zonename: str, ready_fd: int) -> int:
-        mine = faults.pop() if faults else None
+        mine = faults.copy()
+        faults.clear()
         pid = os.fork()
         if pid == 0:
             _be_the_starter(layout, zonename, ready_fd, mine)
@@ -178,7 +208,7 @@ def _fork_supervisors(fault: dict[str, Any] | None) -> None:
     start._spawn = spawn
 
 
-def _be_the_starter(layout: Any, zonename: str, ready_fd: int, fault: dict[str, Any] | None) -> None:
+def _be_the_starter(layout: Any, zonename: str, ready_fd: int, planted: list[dict[str, Any]]) -> None:
     from tests.kit import faults
     from zonemgr.supervisor import program
     from zonemgr.wire import start
@@ -189,8 +219,8 @@ def _be_the_starter(layout: Any, zonename: str, ready_fd: int, fault: dict[str, 
         environment = start.environment()
         os.environ.clear()
         os.environ.update(environment)
-        if fault:
-            faults.plant(faults.Fault(**fault))
+        for table in planted:
+            faults.plant(faults.Fault(**table))
         os.dup2(ready_fd, 3)
         os.closerange(4, 256)
         status = program.serve(layout, zonename, 3)

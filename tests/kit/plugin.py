@@ -22,6 +22,7 @@ from zonemgr.store.paths import Layout
 from zonemgr.wire import launch
 
 CHECKED_FOLDERS: Final = frozenset(("root", "userns", "e2e", "brands"))
+WARM_FOLDERS: Final = frozenset(("root",))
 PLACE: Final = Path("/var/tmp")
 
 NewInstance = Callable[[], Instance]
@@ -138,6 +139,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[Registry]:
     if not _is_checked(request):
         yield Registry(())
         return
+    if _is_warm(request):
+        request.getfixturevalue("warm")  # it lives on after the test
     folders = (request.getfixturevalue("tmp_path"),) if "tmp_path" in request.fixturenames else ()
     registry = Registry(folders)
     before = leaks.look(registry.places, registry.is_ours)
@@ -150,14 +153,21 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[Registry]:
         pytest.fail("left behind:\n  " + "\n  ".join(problems), pytrace=False)
 
 
+def _is_warm(request: pytest.FixtureRequest) -> bool:
+    """Whether commands are forks: they are in tests/root, which asks what happens and not how programs start."""
+    cold = request.node.get_closest_marker("cold") is not None
+    return not cold and _is_of(request.config, request.path, WARM_FOLDERS) and "new_instance" in request.fixturenames
+
+
 @pytest.fixture
-def new_instance(no_leaks: Registry) -> NewInstance:
+def new_instance(no_leaks: Registry, request: pytest.FixtureRequest) -> NewInstance:
     """Makes instances: ``one, other = new_instance(), new_instance()``.  All are ended after the test."""
+    runner = request.getfixturevalue("warm") if _is_warm(request) else None
 
     def make() -> Instance:
         folder = Path(tempfile.mkdtemp(prefix="zonemgr-", dir=PLACE))
         folder.chmod(0o755)  # list works for everybody
-        return no_leaks.add(Instance(folder))
+        return no_leaks.add(Instance(folder, runner=runner))
 
     return make
 

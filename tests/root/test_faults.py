@@ -41,7 +41,7 @@ class Walk:
 
     def zonemgr(self, verb: str, fault: Fault | None = None, check: bool = True) -> str:
         done = self.warm.run(
-            self.instance, verb, "web", check=check, fault=fault.to_json() if fault else None
+            self.instance, verb, "web", check=check, faults=[fault.to_json()] if fault else []
         )
         return done.stderr
 

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.instance import Instance
+from tests.kit.instance import Instance, Runner
+from tests.kit.nursery import Nursery
 
 PLACE = Path("/var/tmp")
 
 
 @contextmanager
-def one_installed() -> Iterator[Instance]:
+def one_installed(runner: Runner) -> Iterator[Instance]:
     """An instance with one zone, "web", installed.
 
     The leak check of each test takes it for a stranger's, and so sees what the test itself makes.
     """
     folder = Path(tempfile.mkdtemp(prefix="zonemgr-", dir=PLACE))
     folder.chmod(0o755)
-    instance = Instance(folder)
+    instance = Instance(folder, runner=runner)
     try:
         instance.installed("web")
         yield instance
@@ -35,16 +36,16 @@ def one_installed() -> Iterator[Instance]:
 
 
 @pytest.fixture(scope="module")
-def installed() -> Iterator[Instance]:
+def installed(warm: Nursery) -> Iterator[Instance]:
     """For a module that configures its zone, or takes it up and down: "web", installed."""
-    with one_installed() as instance:
+    with one_installed(warm) as instance:
         yield instance
 
 
 @pytest.fixture(scope="package")
-def web() -> Iterator[Instance]:
+def web(warm: Nursery) -> Iterator[Instance]:
     """For all who need a zone with nothing special: "web", booted.  Tests leave it running and as it was."""
-    with one_installed() as instance:
+    with one_installed(warm) as instance:
         instance.run("boot", "web")
         yield instance
 
