@@ -11,6 +11,7 @@ The process speaks JSON lines on its standard input and output; the side of the 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -132,6 +133,8 @@ def main() -> None:
         importlib.import_module(name)
     # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
     process.set_title("nursery")
+    gc.collect()
+    gc.freeze()  # or each fork copies the memory of all that is loaded when it collects garbage
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)
