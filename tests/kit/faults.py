@@ -2,8 +2,11 @@
 
 A *point* is a moment in a worker: before an op acts (it is in the ledger already), or before one of the functions
 below is called.  Points are numbered as a transition passes them, so a walk first runs the transition with a fault that
-only writes the names down, and then once for each point and kind of fault.  Only ``perform`` is watched: the recovery
+only writes the points down, and then once for each point and kind of fault.  Only ``perform`` is watched: the recovery
 of what a fault has broken runs undisturbed.
+
+A fault writes to a file of notes: NOTE one line for each point, all others one line when they strike, so that a walk
+knows of a fault that did not.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import select
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from zonemgr.errors import PlatformError
@@ -42,14 +46,28 @@ class Kind(enum.Enum):
     BOTH = "kill zsched, then the supervisor"
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A moment in a transition: what is about to happen, and whether there is a zsched to kill."""
+
+    name: str
+    has_zsched: bool
+
+    @classmethod
+    def all(cls, notes: Path) -> list[Point]:
+        """What a fault of kind NOTE has written."""
+        rows = (line.partition(" ") for line in notes.read_text().splitlines())
+        return [cls(name, zsched == "1") for zsched, _, name in rows]
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault: at the ``number``-th point (from 0) that a worker performing ``command`` passes."""
 
     kind: str
     command: str
+    notes: str  # a file, which is appended to
     number: int = -1
-    notes: str = ""  # the file that NOTE writes
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -104,20 +122,23 @@ class _Walker:
     def begin(self, transition: Transition) -> None:
         """The worker begins what the fault is for.  From here it may go where no file of the host has its name."""
         self.transition = transition
-        if self.kind is Kind.NOTE:
-            self.notes_fd = os.open(
-                self.fault.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+        self.notes_fd = os.open(
+            self.fault.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
 
     def pass_by(self, name: str) -> None:
         if self.transition is None:
             return
         number, self.passed = self.passed, self.passed + 1
         if self.kind is Kind.NOTE:
-            os.write(self.notes_fd, f"{name}\n".encode())
+            self._note(f"{int(self._zsched() is not None)} {name}")
         elif number == self.fault.number and not self.struck[0]:
             self.struck[0] = 1
+            self._note(name)
             self._strike()
+
+    def _note(self, text: str) -> None:
+        os.write(self.notes_fd, f"{text}\n".encode())
 
     def _strike(self) -> None:
         match self.kind:
@@ -133,11 +154,15 @@ class _Walker:
                 self._kill_zsched()
                 _end(os.getppid())
 
-    def _kill_zsched(self) -> None:
+    def _zsched(self) -> instances.Process | None:
         assert self.transition is not None
         instance = instances.read(self.transition.layout, self.transition.zonename)
-        if instance is not None and instance.zsched is not None and instance.zsched.alive:
-            pid_fd = os.pidfd_open(instance.zsched.pid)
+        return instance.zsched if instance and instance.zsched and instance.zsched.alive else None
+
+    def _kill_zsched(self) -> None:
+        zsched = self._zsched()
+        if zsched is not None:
+            pid_fd = os.pidfd_open(zsched.pid)
             signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
             select.select([pid_fd], [], [])
             os.close(pid_fd)

@@ -223,6 +223,11 @@ class Supervisor:
     def _enqueue(self, request: Request) -> None:
         wanted = request.command is Command.HALT and not request.upcall
         if wanted and self.current is not None and self.worker is not None:
+            again, self.current.after = self.current.after, None
+            if again is not None:  # what is being taken back stays down
+                with speaking(again.locale):
+                    cancelled = message("{command} was cancelled by halt", command=Command.REBOOT.value)
+                self._finish(again, False, [*again.messages, cancelled])
             if self.current.command in BRINGS_UP and not self.current.failure:
                 self._cancel(message("{command} was cancelled by halt", command=self.current.command.value))
         self.queue.append(request)
@@ -440,23 +445,50 @@ class Supervisor:
     def _crashed(self, request: Request) -> None:
         """A worker ended without a result: take back what it did, then answer."""
         if request.command is None:  # the recovery itself was killed: the next command tries again
-            self._finish(request, False, request.messages)
+            self._recovered(request, False)
+            return
+        self._work_cgroup_kill()
+        instance = instances.read(self.layout, self.zonename)
+        untouched = (
+            instance is not None and instance.phase is Phase.RUNNING and self._state() is State.RUNNING
+        )
+        if request.command is Command.REBOOT and not request.failure and not untouched:
+            self._boot_again(request)
             return
         request.messages.append(
             request.failure or message("the transition was interrupted; what it had done is taken back")
         )
-        self._work_cgroup_kill()
         if request.command in CHANGES:
             if request.command is not Command.REVERT:  # else the next supervisor or change tries again
                 self._take_change_back()
-            self._finish(request, False, request.messages)
-            return
-        state = self._state()
-        instance = instances.read(self.layout, self.zonename)
-        untouched = instance is not None and instance.phase is Phase.RUNNING and state is State.RUNNING
-        if not untouched:
-            self.queue.appendleft(Request(None, messages=[], after=None))
+        elif not untouched:
+            self.queue.appendleft(Request(None))
         self._finish(request, False, request.messages)
+
+    def _boot_again(self, request: Request) -> None:
+        """A zone that was to come back does so, however its reboot ended: the boot answers who asked."""
+        text = message("the reboot was interrupted; the zone is taken down and booted again")
+        again = Request(
+            Command.BOOT,
+            arguments=request.arguments,
+            locale=request.locale,
+            call=request.call,
+            messages=[*request.messages, text],
+        )
+        if again.call is None:
+            log.error(text)
+        elif self.door is not None:
+            self.door.progress(again.call, text)
+        self.queue.appendleft(Request(None, after=again))
+
+    def _recovered(self, request: Request, ok: bool) -> None:
+        """What was interrupted is taken back, or not; then what was to follow, if something was."""
+        again = request.after
+        if again is not None and ok:
+            self.queue.appendleft(again)
+        elif again is not None:
+            self._finish(again, False, [*again.messages, *request.messages])
+        self._finish(request, ok, request.messages)
 
     def _worked(self, request: Request, ok: bool) -> None:
         if ok and self.procedure is not None and self.procedure.steps == (Step.SHUTDOWN,):
@@ -464,9 +496,10 @@ class Supervisor:
             return
         if request.command in CHANGES and (ok or request.command is Command.APPLY):
             self._take_change_back()
-        if request.after is not None and ok:
-            self.queue.appendleft(request.after)
-        self._finish(request, ok, request.messages)
+        if request.command is None:
+            self._recovered(request, ok)
+        else:
+            self._finish(request, ok, request.messages)
         if self.shutting is not None and self._state() <= State.INSTALLED:
             self._shut_down(True)
 

@@ -18,7 +18,7 @@ PLACE = Path("/var/tmp")
 
 
 @contextmanager
-def one_installed(runner: Runner) -> Iterator[Instance]:
+def one_installed(runner: Runner | None = None) -> Iterator[Instance]:
     """An instance with one zone, "web", installed.
 
     The leak check of each test takes it for a stranger's, and so sees what the test itself makes.
