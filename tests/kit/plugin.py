@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if _only_distributes(config):
         return
     os.environ[leaks.MARK_VARIABLE] = f"{os.getpid()}-{secrets.token_hex(4)}"
+    # In the background of a script it is ignored, and so it would be by all that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # No test finds itself helped, or a process left behind, by a launcher that an earlier command has started.
     os.environ.setdefault(launch.SWITCH, "no")
     if not any(probes.lacking(name) for name in ("root", "mount", "net")):

@@ -216,11 +216,14 @@ def test_a_name_with_parentheses_and_blanks_confuses_nobody() -> None:
             signal.pause()
         finally:
             os._exit(0)
-    until(lambda: process.command_name(pid) == ") R 1 2 (", "the new name")
-    assert process.start_time(pid) == process.start_time(pid) != 2
-    assert process.describe_stuck(pid).startswith(f"{pid} () R 1 2 () in ")
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    try:
+        # It has where it waits only once it sleeps.
+        until(lambda: process.describe_stuck(pid).startswith(f"{pid} () R 1 2 () in "), "its new name")
+        assert process.command_name(pid) == ") R 1 2 ("
+        assert process.start_time(pid) == process.start_time(pid) != 2
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_exit_statuses_are_those_of_a_shell() -> None:

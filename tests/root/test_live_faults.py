@@ -7,15 +7,14 @@ there, and the change can be made and taken back afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kit import victims
-from tests.kit.faults import TEXT, Fault, Kind
+from tests.kit.faults import TEXT, Fault, Kind, Point
 from tests.kit.instance import Failed, Instance
-from tests.kit.nursery import nursery
+from tests.kit.nursery import Nursery
 from tests.kit.waiting import until
 from tests.root.test_live_change import Web, shared_fs
 from zonemgr.model.zone import Zone
@@ -53,15 +52,14 @@ class Walk:
         self.web.file.write_text(text)
         if fault is not None:
             victims.kill(victims.supervisor(self.web.instance))
-        done = self.web.warm.run(
-            self.web.instance, "apply", "web", check=check, fault=fault.to_json() if fault else None
-        )
+        faults = [fault.to_json()] if fault else []
+        done = self.web.warm.run(self.web.instance, "apply", "web", check=check, faults=faults)
         return done.stderr
 
     def points(self) -> list[tuple[int, str]]:
         self.notes.write_text("")
-        self.go(self.second, Fault(Kind.NOTE.value, "apply", notes=str(self.notes)))
-        names = self.notes.read_text().splitlines()
+        self.go(self.second, Fault(Kind.NOTE.value, "apply", str(self.notes)))
+        names = [point.name for point in Point.all(self.notes)]
         self.go(self.first)
         assert len(names) > 15
         return list(enumerate(names))
@@ -69,7 +67,7 @@ class Walk:
     def case(self, kind: Kind, number: int) -> list[str]:
         """One fault, and what must be so after it; what is not."""
         try:
-            said = self.go(self.second, Fault(kind.value, "apply", number), check=False)
+            said = self.go(self.second, Fault(kind.value, "apply", str(self.notes), number), check=False)
             if kind is Kind.FAIL and TEXT not in said:
                 return [f"the failure is not told: {said!r}"]
             until(lambda: self.web.record is None, "the end of the change")
@@ -84,12 +82,11 @@ class Walk:
 
 
 @pytest.fixture
-def walk(instance: Instance, tmp_path: Path) -> Iterator[Walk]:
+def walk(instance: Instance, warm: Nursery, tmp_path: Path) -> Walk:
     shared = tmp_path / "shared"
     shared.mkdir()
     instance.running("web")
-    with nursery() as warm:
-        yield Walk(Web(instance, warm, shared), tmp_path / "points")
+    return Walk(Web(instance, warm, shared), tmp_path / "points")
 
 
 @pytest.mark.parametrize("kind", [Kind.FAIL, Kind.WORKER, Kind.SUPERVISOR], ids=lambda kind: kind.name)

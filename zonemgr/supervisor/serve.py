@@ -471,7 +471,6 @@ class Supervisor:
         again = Request(
             Command.BOOT,
             arguments=request.arguments,
-            locale=request.locale,
             call=request.call,
             messages=[*request.messages, text],
         )
