@@ -32,9 +32,13 @@ _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 # What the reference says, written down once more by hand: the grid must not be its own proof.
 INVALID = "invalid"
+NOTHING_WAITS = "no change"
+CHANGES = (Command.APPLY, Command.CONFIRM, Command.REVERT)
 EXPECTED: dict[State, dict[Command, str]] = {
     State.INSTALLED: {Command.HALT: "zone is already halted", Command.SHUTDOWN: "zone is already halted",
-                      Command.UNMOUNT: "zone is already unmounted", Command.REBOOT: INVALID},
+                      Command.UNMOUNT: "zone is already unmounted", Command.REBOOT: INVALID,
+                      Command.APPLY: "zone is not running: its configuration takes effect when it boots",
+                      Command.CONFIRM: INVALID, Command.REVERT: INVALID},
     State.READY: {Command.READY: "zone is already ready", Command.REBOOT: INVALID, Command.NOTE_UNINSTALLING: INVALID,
                   Command.MOUNT: INVALID, Command.FORCEMOUNT: INVALID, Command.UNMOUNT: INVALID,
                   Command.SHUTDOWN: INVALID},
@@ -48,82 +52,111 @@ for _state in (State.RUNNING, State.SHUTTING_DOWN, State.DOWN):
         Command.BOOT: "zone is already booted", Command.FORCEBOOT: "zone is already booted",
         Command.NOTE_UNINSTALLING: INVALID, Command.MOUNT: INVALID, Command.FORCEMOUNT: INVALID,
         Command.UNMOUNT: INVALID,
+        **(dict.fromkeys(CHANGES, INVALID) if _state is not State.RUNNING else {}),
     }  # fmt: skip
 
 
-def seen(instance: Instance) -> str:
-    """The state, as everybody sees it."""
-    return state_of(instance.layout, "web").label
+class Matrix:
+    """The zone "web", and which cells have been walked with it."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.walked: set[tuple[State, Command]] = set()
+
+    @property
+    def state(self) -> State:
+        """As everybody sees it."""
+        return state_of(self.instance.layout, "web")
+
+    def ask(self, command: Command) -> door.Answer:
+        self.walked.add((self.state, command))
+        return door.ask(self.instance, command)
+
+    def still(self, state: State) -> None:
+        """All commands that leave this state alone do so, and say what they should."""
+        told = [command for command in Command if not isinstance(GRID[state, command], Run)]
+        assert set(told) == set(EXPECTED[state])
+        for command in told:
+            answer = self.ask(command)
+            wanted = EXPECTED[state][command]
+            if wanted is INVALID:
+                text = f"{command.value} operation is invalid for zones in state '{state.label}'"
+                assert (answer.ok, answer.messages) == (False, (text,)), command
+                assert isinstance(GRID[state, command], Refuse)
+            else:
+                assert (answer.ok, answer.messages, answer.note) == (True, (wanted,), wanted), command
+                assert isinstance(GRID[state, command], Already)
+            assert self.state is state, command
+
+    def does(self, command: Command, state: State) -> None:
+        """The command works and the zone is in this state afterwards."""
+        answer = self.ask(command)
+        assert answer.ok, (command, answer.messages)
+        assert self.state is state, command
+
+    def fails(self, command: Command, state: State, *texts: str) -> None:
+        """The command fails with these words in its messages, and the zone stays in this state."""
+        answer = self.ask(command)
+        assert not answer.ok, command
+        for text in texts:
+            assert text in answer.text, (command, answer.messages)
+        assert self.state is state, command
+
+    def is_complete(self, *states: State) -> None:
+        """Every command has been given in these states."""
+        left = [(state.label, command.value) for state in states for command in Command
+                if (state, command) not in self.walked]  # fmt: skip
+        assert not left
 
 
-def still(instance: Instance, state: State) -> None:
-    """All commands that leave this state alone do so, and say what they should."""
-    told = [command for command in Command if not isinstance(GRID[state, command], Run)]
-    assert set(told) == set(EXPECTED[state])
-    for command in told:
-        answer = door.ask(instance, command)
-        wanted = EXPECTED[state][command]
-        if wanted is INVALID:
-            text = f"{command.value} operation is invalid for zones in state '{state.label}'"
-            assert (answer.ok, answer.messages) == (False, (text,)), command
-            assert isinstance(GRID[state, command], Refuse)
-        else:
-            assert (answer.ok, answer.messages, answer.note) == (True, (wanted,), wanted), command
-            assert isinstance(GRID[state, command], Already)
-        assert seen(instance) == state.label, command
+@pytest.fixture
+def matrix(instance: Instance) -> Matrix:
+    return Matrix(instance)
 
 
-def does(instance: Instance, command: Command, state: State) -> None:
-    """The command works and the zone is in this state afterwards."""
-    answer = door.ask(instance, command)
-    assert answer.ok, (command, answer.messages)
-    assert seen(instance) == state.label, command
-
-
-def fails(instance: Instance, command: Command, state: State, *texts: str) -> None:
-    """The command fails with these words in its messages, and the zone stays in this state."""
-    answer = door.ask(instance, command)
-    assert not answer.ok, command
-    for text in texts:
-        assert text in answer.text, (command, answer.messages)
-    assert seen(instance) == state.label, command
-
-
-def test_installed_ready_running_and_mounted(instance: Instance) -> None:
+def test_installed_ready_running_and_mounted(matrix: Matrix, instance: Instance) -> None:
     instance.installed()
     with door.monitored(instance):
-        still(instance, State.INSTALLED)
-        does(instance, Command.NOTE_UNINSTALLING, State.INSTALLED)
+        matrix.still(State.INSTALLED)
+        matrix.does(Command.NOTE_UNINSTALLING, State.INSTALLED)
 
-        does(instance, Command.READY, State.READY)
-        still(instance, State.READY)
-        does(instance, Command.HALT, State.INSTALLED)
-        does(instance, Command.READY, State.READY)
-        does(instance, Command.BOOT, State.RUNNING)
-        still(instance, State.RUNNING)
-        does(instance, Command.READY, State.READY)
-        does(instance, Command.FORCEBOOT, State.RUNNING)
-        does(instance, Command.REBOOT, State.RUNNING)
-        does(instance, Command.HALT, State.INSTALLED)
+        matrix.does(Command.READY, State.READY)
+        matrix.still(State.READY)
+        matrix.does(Command.APPLY, State.READY)
+        for command in (Command.CONFIRM, Command.REVERT):
+            matrix.fails(command, State.READY, NOTHING_WAITS)
+        matrix.does(Command.HALT, State.INSTALLED)
+        matrix.does(Command.READY, State.READY)
+        matrix.does(Command.BOOT, State.RUNNING)
+        matrix.still(State.RUNNING)
+        matrix.does(Command.APPLY, State.RUNNING)
+        for command in (Command.CONFIRM, Command.REVERT):
+            matrix.fails(command, State.RUNNING, NOTHING_WAITS)
+        matrix.does(Command.READY, State.READY)
+        matrix.does(Command.FORCEBOOT, State.RUNNING)
+        matrix.does(Command.REBOOT, State.RUNNING)
+        matrix.does(Command.HALT, State.INSTALLED)
 
-        does(instance, Command.BOOT, State.RUNNING)
-        does(instance, Command.SHUTDOWN, State.INSTALLED)
-        does(instance, Command.FORCEBOOT, State.RUNNING)
-        does(instance, Command.HALT, State.INSTALLED)
+        matrix.does(Command.BOOT, State.RUNNING)
+        matrix.does(Command.SHUTDOWN, State.INSTALLED)
+        matrix.does(Command.FORCEBOOT, State.RUNNING)
+        matrix.does(Command.HALT, State.INSTALLED)
 
-        does(instance, Command.FORCEMOUNT, State.MOUNTED)
-        does(instance, Command.UNMOUNT, State.INSTALLED)
-        does(instance, Command.MOUNT, State.MOUNTED)
-        still(instance, State.MOUNTED)
-        does(instance, Command.UNMOUNT, State.INSTALLED)
+        matrix.does(Command.FORCEMOUNT, State.MOUNTED)
+        matrix.does(Command.UNMOUNT, State.INSTALLED)
+        matrix.does(Command.MOUNT, State.MOUNTED)
+        matrix.still(State.MOUNTED)
+        matrix.does(Command.UNMOUNT, State.INSTALLED)
+    matrix.is_complete(State.INSTALLED, State.READY, State.RUNNING, State.MOUNTED)
 
 
-def test_configured_with_a_supervisor_that_somebody_monitors(instance: Instance) -> None:
+def test_configured_with_a_supervisor_that_somebody_monitors(matrix: Matrix, instance: Instance) -> None:
     instance.installed()
     with door.monitored(instance):
         instance.run("uninstall", "-F", "web")
         assert door.state(instance)["state"] == "configured"
-        still(instance, State.CONFIGURED)
+        matrix.still(State.CONFIGURED)
+    matrix.is_complete(State.CONFIGURED)
 
 
 def test_a_configured_zone_gets_no_supervisor(instance: Instance) -> None:
@@ -136,45 +169,46 @@ def test_a_configured_zone_gets_no_supervisor(instance: Instance) -> None:
     assert "cannot manage a zone which is in state 'configured'" in done.stderr
 
 
-def test_incomplete(instance: Instance) -> None:
+def test_incomplete(matrix: Matrix, instance: Instance) -> None:
     brand = Traced(instance)
     brand.script({"install": "fail"})
     instance.configured("web", "-b", brand.name)
     instance.run("install", "web", check=1)
-    assert seen(instance) == "incomplete"
-    still(instance, State.INCOMPLETE)
-    does(instance, Command.FORCEBOOT, State.RUNNING)
-    does(instance, Command.HALT, State.INCOMPLETE)
-    does(instance, Command.FORCEMOUNT, State.MOUNTED)
-    does(instance, Command.UNMOUNT, State.INCOMPLETE)
+    assert matrix.state is State.INCOMPLETE
+    matrix.still(State.INCOMPLETE)
+    matrix.does(Command.FORCEBOOT, State.RUNNING)
+    matrix.does(Command.HALT, State.INCOMPLETE)
+    matrix.does(Command.FORCEMOUNT, State.MOUNTED)
+    matrix.does(Command.UNMOUNT, State.INCOMPLETE)
+    matrix.is_complete(State.INCOMPLETE)
 
 
-def test_down(instance: Instance) -> None:
+def test_down(matrix: Matrix, instance: Instance) -> None:
     brand = Traced(instance)
     instance.running("web", "-b", brand.name)
     brand.script({"halt": "fail"})
     for command in (Command.HALT, Command.READY, Command.REBOOT):
-        fails(
-            instance,
+        matrix.fails(
             command,
             State.DOWN,
             "brand 'traced' halt failed with exit status 1",
             "unable to destroy zone",
         )
-    fails(instance, Command.SHUTDOWN, State.DOWN, "unable to shutdown zone")
-    still(instance, State.DOWN)
+    matrix.fails(Command.SHUTDOWN, State.DOWN, "unable to shutdown zone")
+    matrix.still(State.DOWN)
 
     brand.script()
-    does(instance, Command.REBOOT, State.RUNNING)
+    matrix.does(Command.REBOOT, State.RUNNING)
     brand.script({"halt": "fail"})
-    fails(instance, Command.HALT, State.DOWN)
+    matrix.fails(Command.HALT, State.DOWN)
     brand.script()
-    does(instance, Command.READY, State.READY)
-    does(instance, Command.BOOT, State.RUNNING)
+    matrix.does(Command.READY, State.READY)
+    matrix.does(Command.BOOT, State.RUNNING)
     brand.script({"halt": "fail"})
-    fails(instance, Command.HALT, State.DOWN)
+    matrix.fails(Command.HALT, State.DOWN)
     brand.script()
-    does(instance, Command.HALT, State.INSTALLED)
+    matrix.does(Command.HALT, State.INSTALLED)
+    matrix.is_complete(State.DOWN)
 
 
 @pytest.fixture
@@ -222,18 +256,19 @@ def _stuck(cgroup: Path) -> bool:
 
 
 @pytest.mark.requires("loop")
-def test_shutting_down(frozen_zone: Instance) -> None:
+def test_shutting_down(matrix: Matrix, frozen_zone: Instance) -> None:
     instance = frozen_zone
     with frozen(instance):
         for command in (Command.HALT, Command.READY, Command.REBOOT):
-            fails(instance, command, State.SHUTTING_DOWN, "unable to shutdown zone: still there: ", "(sh)")
-        fails(instance, Command.SHUTDOWN, State.SHUTTING_DOWN, "unable to shutdown zone")
-        still(instance, State.SHUTTING_DOWN)
-    does(instance, Command.REBOOT, State.RUNNING)
+            matrix.fails(command, State.SHUTTING_DOWN, "unable to shutdown zone: still there: ", "(sh)")
+        matrix.fails(Command.SHUTDOWN, State.SHUTTING_DOWN, "unable to shutdown zone")
+        matrix.still(State.SHUTTING_DOWN)
+    matrix.does(Command.REBOOT, State.RUNNING)
     with frozen(instance):
-        fails(instance, Command.HALT, State.SHUTTING_DOWN)
-    does(instance, Command.READY, State.READY)
-    does(instance, Command.BOOT, State.RUNNING)
+        matrix.fails(Command.HALT, State.SHUTTING_DOWN)
+    matrix.does(Command.READY, State.READY)
+    matrix.does(Command.BOOT, State.RUNNING)
     with frozen(instance):
-        fails(instance, Command.HALT, State.SHUTTING_DOWN)
-    does(instance, Command.HALT, State.INSTALLED)
+        matrix.fails(Command.HALT, State.SHUTTING_DOWN)
+    matrix.does(Command.HALT, State.INSTALLED)
+    matrix.is_complete(State.SHUTTING_DOWN)
