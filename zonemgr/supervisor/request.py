@@ -38,11 +38,13 @@ class Request:
     dry_run: bool = False
     confirm_s: float | None = None
     after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
+    failed: Request | None = None  # whose work this takes back; it is answered when that is done
 
     @property
     def locale(self) -> str | None:
         """The language of whoever asked."""
-        given = None if self.call is None else self.call.parameters.get("locale")
+        asked = self.failed or self.after or self
+        given = None if asked.call is None else asked.call.parameters.get("locale")
         return str(given) if given else None
 
     @property

@@ -461,8 +461,9 @@ class Supervisor:
         if request.command in CHANGES:
             if request.command is not Command.REVERT:  # else the next supervisor or change tries again
                 self._take_change_back()
-        elif not untouched:
-            self.queue.appendleft(Request(None))
+        elif not untouched:  # who asked is answered when it is so
+            self.queue.appendleft(Request(None, failed=request))
+            return
         self._finish(request, False, request.messages)
 
     def _boot_again(self, request: Request) -> None:
@@ -483,6 +484,8 @@ class Supervisor:
     def _recovered(self, request: Request, ok: bool) -> None:
         """What was interrupted is taken back, or not; then what was to follow, if something was."""
         again = request.after
+        if request.failed is not None:
+            self._finish(request.failed, False, [*request.failed.messages, *request.messages])
         if again is not None and ok:
             self.queue.appendleft(again)
         elif again is not None:
