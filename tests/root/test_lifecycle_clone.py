@@ -16,7 +16,8 @@ from zonemgr.brandkit import layers, storage, tree
 from zonemgr.brandkit.owners import Owners
 from zonemgr.brandkit.storage import Method
 from zonemgr.errors import PlatformError
-from zonemgr.store import idranges, zones
+from zonemgr.model.states import State
+from zonemgr.store import idranges, journal, zones
 from zonemgr.store.locks import use_lock
 from zonemgr.store.zones import Entry
 
@@ -366,6 +367,17 @@ def test_an_origin_stays_as_long_as_a_zone_lies_on_it(instance: Instance) -> Non
     assert os.listdir(origins) == [Path(layer).parent.name]
     instance.run("uninstall", "-F", "one")
     assert not origins.exists()
+
+
+def test_a_source_whose_freezing_was_interrupted_is_mended_by_the_next_clone(instance: Instance) -> None:
+    instance.installed("web", "--no-net")
+    entry = zones.read_entry(instance.layout, "web")
+    origin = f"{layers.origins_beside(instance.layout, entry.zonepath)}/some/root"
+    journal.begin(instance.layout, "web", {"verb": "freeze", "origin": origin, "uuid": entry.uuid})
+    zones.set_state(instance.layout, "web", State.INCOMPLETE)
+    instance.run("clone", "-m", "overlay", "web", "new")
+    assert instance.states() == {"web": "installed", "new": "installed"}
+    assert zones.read_entry(instance.layout, "web").uuid == entry.uuid
 
 
 def test_nobody_is_robbed_of_what_a_root_lies_on(instance: Instance) -> None:

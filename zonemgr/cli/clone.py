@@ -23,6 +23,7 @@ from zonemgr.cli.install import (
     check,
     forget,
     installed,
+    mend,
     require_root,
     run_hook,
     say_of,
@@ -93,6 +94,7 @@ def _clone(
         raise StateError("a zone cannot be cloned onto itself")
     if snapshot is not None:
         snapshot = _checked_snapshot(snapshot)
+    mend(session, source)
     refuse_source(session.layout, source, may_run=snapshot is not None)
     configured_here = not zones.exists(session.layout, name)
     if configured_here:

@@ -49,19 +49,25 @@ def require_root(verb: str) -> None:
 def check(session: Session, verb: str, name: str) -> Observation:
     """The courtesy checks of section 6.1 of the reference.  Raises ZoneError."""
     from zonemgr.model.grid import client_check, name_check
-    from zonemgr.store import journal
     from zonemgr.store.observe import observe
     from zonemgr.wire.start import refuse_from_within
 
     require_root(verb)
     name_check(verb, name)
-    if journal.pending(session.layout, name):
-        with administration(session.layout, name, say_of(session, name)):
-            pass  # whoever takes the lock mends what a verb has left behind
+    mend(session, name)
     seen = observe(session.layout, name)
     client_check(verb, seen.state if seen.state.active else None, seen.state)
     refuse_from_within(name)
     return seen
+
+
+def mend(session: Session, name: str) -> None:
+    """Finish or undo first what an interrupted verb has left of the zone.  Raises ZoneError."""
+    from zonemgr.store import journal
+
+    if journal.pending(session.layout, name):
+        with administration(session.layout, name, say_of(session, name)):
+            pass  # whoever takes the lock mends
 
 
 @contextmanager
@@ -96,7 +102,7 @@ def at_rest(layout: Layout, name: str) -> Iterator[None]:
 def _mend(layout: Layout, name: str, say: Callable[[str], None]) -> None:
     from zonemgr.brandkit import relocate
 
-    say("mending what an interrupted move or rename has left")
+    say("mending what an interrupted move, rename or clone has left")
     with undisturbed():
         relocate.recover(layout, name, say)
 
