@@ -308,6 +308,7 @@ RULES: dict[type[plan.Op], Rule] = {
     plan.Bridge: Rule(runner.act, _nothing),
     plan.HostSetting: Rule(runner.act, _nothing),
     plan.Claim: Rule(runner.act, _undo),
+    plan.Names: Rule(runner.act, _undo, _again),
     plan.Guard: Rule(runner.act, _undo, _again),
     plan.Translate: Rule(runner.act, _undo),
     plan.Forward: Rule(runner.act, _undo),
