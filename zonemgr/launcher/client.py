@@ -32,6 +32,7 @@ PROGRAMS = {  # a program's name -> the function that it is
     "zonestat": ("zonemgr.cli.solaris", "zonestat"),
 }
 _TRANSITION = "ZONEMGR_IN_TRANSITION"
+_COMPLETION = "_ZONEMGR_COMPLETE"  # a shell asks what could be typed: nobody has run anything yet
 _NEED_A_TERMINAL = frozenset(("config", "zonecfg"))  # line editing and job control: their own terminal
 # Passed on to the run alone, and to all that it has started, as a terminal would.
 _ALONE = (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGHUP)
@@ -80,7 +81,7 @@ def main(program: str) -> NoReturn:
         if switch == "must":
             sys.stderr.write("zonemgr: no launcher does this\n")
             sys.exit(3)
-    _do_it_here(program, root if warm else None)
+    _do_it_here(program, root if warm and _COMPLETION not in os.environ else None)
 
 
 def _root(words: list[str]) -> str:
