@@ -17,11 +17,10 @@ from typing import Final
 from zonemgr.errors import ConfigError, NoSuchZoneError, PlatformError, message
 from zonemgr.linux import budgets, cow
 from zonemgr.linux.paths import TMPFS_MAGIC, file_system_type
-from zonemgr.model import schema
+from zonemgr.model import network, schema
 from zonemgr.model.states import State
 from zonemgr.model.zone import FsResource, Zone
-from zonemgr.store import instance as instances
-from zonemgr.store import settings, snapshot, zones
+from zonemgr.store import claims, entries, settings, zones
 from zonemgr.store.paths import Layout
 from zonemgr.store.zones import Entry
 
@@ -130,14 +129,24 @@ def _make_folder(path: str) -> None:
         os.close(parent_fd)
 
 
+def _known(layout: Layout) -> Iterator[tuple[str, Entry]]:
+    """Every zone's entry, but those that cannot be read."""
+    try:
+        yield from entries.read_all(layout).items()
+        return
+    except PlatformError:
+        pass  # one of them is damaged: each by itself
+    for name in zones.names(layout):
+        try:
+            yield name, zones.read_entry(layout, name)
+        except (NoSuchZoneError, PlatformError):
+            continue
+
+
 def _overlaps(layout: Layout, zone: Zone) -> Iterator[str]:
     """Another zone that has files there would be destroyed with this one, or hold it."""
     mine = os.path.realpath(zone.zonepath)
-    for name in zones.names(layout):
-        try:
-            other = zones.read_entry(layout, name)
-        except (NoSuchZoneError, PlatformError):
-            continue
+    for name, other in _known(layout):
         if name == zone.zonename or other.state is State.CONFIGURED or not other.zonepath:
             continue
         theirs = os.path.realpath(other.zonepath)
@@ -254,17 +263,11 @@ def _has_program(name: str) -> bool:
 
 
 def _addresses(layout: Layout, zone: Zone) -> Iterator[str]:
-    """Two zones with one address would answer for each other."""
-    wanted = _plain_addresses(zone)
-    for name in instances.names(layout):
-        record = instances.read(layout, name) if name != zone.zonename else None
-        living = snapshot.load(layout, name) if record and not record.mode.alternate else None
-        for address in sorted(wanted & _plain_addresses(living)) if living else ():
-            yield f"address {address} is in use by zone {name}."
-
-
-def _plain_addresses(zone: Zone) -> set[str]:
-    return {address.partition("/")[0] for link in zone.net for address in link.address}
+    """Two zones with one address would answer for each other.  The claims know, without a look at each zone."""
+    held = claims.holders(layout)
+    for address in sorted({network.bare(address) for link in zone.net for address in link.address}):
+        if held.get(address, zone.zonename) != zone.zonename:
+            yield f"address {address} is in use by zone {held[address]}."
 
 
 def _limit_warnings(zone: Zone, command: str) -> Iterator[str]:
