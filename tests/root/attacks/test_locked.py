@@ -43,6 +43,8 @@ def test_no_mount_of_the_host_can_be_made_writable_moved_or_taken_off(web: Insta
     seen = ask(web, ATTACK_ALL)
     assert {"/", "/usr", "/proc", "/sys", "/proc/keys", "/dev"} <= set(seen.pop("points"))
     assert {"/usr", "/sys", "/usr/local/sbin/init", "/run/host", "/proc/bus"} <= set(seen.pop("read_only"))
+    # What came into the running zone is its to take off: below it is the zone's own file, nothing of the host's.
+    assert set(seen.pop("unmounted")) <= {"/etc/hosts"}
     assert not any(seen.values()), seen
 
 
