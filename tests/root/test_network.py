@@ -161,6 +161,23 @@ def test_links_of_every_kind(scene: Scene) -> None:
         subprocess.run(["ip", "link", "delete", outer], check=True)
 
 
+def test_a_vlan_is_the_ports_own_or_the_boot_is_refused_with_what_the_kernel_lacks(scene: Scene) -> None:
+    instance, warm = scene.instance, scene.warm
+    warm.run(instance, "create", "tagged", "--no-net")
+    warm.run(instance, "config", "tagged", "add", "net", f"anet={instance.bridge}", "vlan-id=7")
+    warm.run(instance, "install", "tagged")
+    done = warm.run(instance, "boot", "tagged", check=False)
+    if done.returncode == 0:
+        vlans = subprocess.run(["bridge", "-o", "vlan", "show"], capture_output=True, text=True, check=True).stdout
+        (row,) = (line for line in vlans.splitlines() if line.startswith("vb-tagged"))
+        assert row.split()[1:] == ["7", "PVID", "Egress", "Untagged"]
+        warm.run(instance, "halt", "tagged")
+    else:
+        assert "CONFIG_BRIDGE_VLAN_FILTERING" in done.stderr
+        assert instance.state("tagged") == "installed"
+    assert "zone tagged" not in rules()
+
+
 LOOPBACK = """
 import socket, struct, sys
 own, port, target = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3].replace(":", ""))
