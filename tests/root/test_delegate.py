@@ -6,10 +6,13 @@ import json
 import os
 import pwd
 import select
+import socket
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +177,14 @@ def test_without_an_admin_resource_nobody_listens(instance: Instance) -> None:
     assert not (instance.layout.run / DELEGATE_SOCKET).exists()
     done = as_user(instance, MANAGER, "boot", "web")
     assert done.stderr == "zonemgr: only a privileged user may boot a zone.\n"
+
+
+def test_it_keeps_nothing_of_whoever_started_it(shared: Instance) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(str(shared.layout.run / DELEGATE_SOCKET))
+        pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    descriptors = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    assert not {one for one in descriptors if one.startswith("pipe:")}
+    unified = next(line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.startswith("0::"))
+    assert unified == f"0::/zonemgr{shared.suffix}/_supervisors"
+    assert os.getsid(pid) == pid

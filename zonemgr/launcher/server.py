@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
 from zonemgr.wire import launch, start
 
+PREDECESSOR_S: Final = 10.0  # for one that leaves to be gone
 FORKS_MAX: Final = 512  # at once; callers beyond them do without
 _CREDENTIALS: Final = 12
 _SYSTEMD_FD: Final = 3
@@ -96,8 +98,8 @@ def _main(layout: Layout) -> int:
     given = _given_listener()
     make_directory(layout.run)
     lock = FileLock(layout.run / LOCK)
-    if not lock.acquire(blocking=False):
-        return int(Exit.OK)  # there is one
+    if not _is_the_only_one(lock, given):
+        return int(Exit.OK)
     idle_s = settings.load(layout).launcher_idle_s
     if given is None:
         _leave_the_caller(layout, lock)
@@ -108,6 +110,21 @@ def _main(layout: Layout) -> int:
     finally:
         if given is None:
             supervisors.leave("zonemgr" + layout.suffix, detect())
+
+
+def _is_the_only_one(lock: FileLock, given: socket.socket | None) -> bool:
+    """Whether the launcher is ours to be.  One that started by itself leaves when systemd's socket takes the place of
+    its own, which may be only just now.
+    """
+    deadline = time.monotonic() + PREDECESSOR_S
+    while not lock.acquire(blocking=False):
+        if given is None:
+            return False
+        _turn_away(given)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)  # flock has no deadline
+    return True
 
 
 def _given_listener() -> socket.socket | None:

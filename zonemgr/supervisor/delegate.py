@@ -20,12 +20,12 @@ import socket
 import syslog
 import termios
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.linux import process
+from zonemgr.linux.cgroup import detect, supervisors
 from zonemgr.linux.inotify import Inotify
 from zonemgr.model import delegation
 from zonemgr.model.delegation import Demand
@@ -310,10 +310,31 @@ def _answer(connection: socket.socket, head: dict[str, Any], fds: list[int] | No
         return  # it has gone, or does not read: it will be dropped
 
 
-def serve(layout: Layout, ready: Callable[[], None] = lambda: None) -> int:
-    """Be the program, unless another process is it, or nobody is named."""
+def serve(layout: Layout) -> int:
+    """Start the program, away from whoever starts it: in our own control group, without its descriptors."""
+    if not wanted(layout):
+        return int(Exit.OK)
+    base = "zonemgr" + layout.suffix
+    pid, pid_fd = supervisors.clone_into(detect(), base)
+    if pid == 0:
+        status = int(Exit.INTERNAL)
+        try:
+            os.setsid()
+            process.close_fds([0, 1, 2])
+            process.stdio_to_null()
+            supervisors.leave_v1()
+            status = _serve(layout)
+        finally:
+            supervisors.leave(base, detect())
+            os._exit(status)
+    os.close(pid_fd)
+    return int(Exit.OK)
+
+
+def _serve(layout: Layout) -> int:
+    """Be the program, unless another process is it, or nobody is named any more."""
     lock = FileLock(layout.run / f"{SOCKET}.lock")
-    if not wanted(layout) or not lock.acquire(blocking=False):
+    if not lock.acquire(blocking=False):
         return int(Exit.OK)
     syslog.openlog("zonemgr", syslog.LOG_PID, syslog.LOG_AUTH)
     os.chdir("/")
@@ -321,7 +342,5 @@ def serve(layout: Layout, ready: Callable[[], None] = lambda: None) -> int:
     process.set_name("zone-delegate")
     process.set_title("zone-delegate")
     process.set_dumpable(False)
-    delegate = Delegate(layout)
-    ready()
-    delegate.run()
+    Delegate(layout).run()
     return int(Exit.OK)
