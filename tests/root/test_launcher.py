@@ -20,13 +20,13 @@ from tests.kit.plugin import NewInstance
 from tests.kit.waiting import until
 from zonemgr.wire import launch
 
-pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
+pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.cold]
 
 NOBODY_HELPS = "zonemgr: no launcher does this\n"
 
 
 @pytest.fixture
-def warm(instance: Instance) -> Instance:
+def launched(instance: Instance) -> Instance:
     """An instance with a launcher, which has to do everything."""
     instance.configured()
     instance.warm()
@@ -68,19 +68,19 @@ def is_gone(pid: int) -> bool:
 # -- as if it were our child ------------------------------------------------------------------------------------
 
 
-def test_a_fork_says_and_ends_what_the_command_itself_does(warm: Instance) -> None:
+def test_a_fork_says_and_ends_what_the_command_itself_does(launched: Instance) -> None:
     answers = []
     for switch in ("must", "no"):
-        warm.switch = switch
+        launched.switch = switch
         for words in (["list", "-cp"], ["boot", "nosuch"], ["nosuch"], ["--help"], ["--json", "list", "-c"]):
-            done = warm.run(*words, check=False)
+            done = launched.run(*words, check=False)
             answers.append((words, done.returncode, done.stdout, done.stderr))
     half = len(answers) // 2
     assert answers[:half] == answers[half:]
 
 
-def test_a_fork_has_the_callers_place_limits_and_manners(warm: Instance, tmp_path: Path) -> None:
-    launcher = warm.launcher_pid()
+def test_a_fork_has_the_callers_place_limits_and_manners(launched: Instance, tmp_path: Path) -> None:
+    launcher = launched.launcher_pid()
 
     def prepare() -> None:
         os.umask(0o027)
@@ -92,8 +92,8 @@ def test_a_fork_has_the_callers_place_limits_and_manners(warm: Instance, tmp_pat
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
     with subprocess.Popen(
-        [*warm.command, "events", "-f"],
-        env={**warm.env, "SECRET_OF_THE_CALLER": "x"},
+        [*launched.command, "events", "-f"],
+        env={**launched.env, "SECRET_OF_THE_CALLER": "x"},
         preexec_fn=prepare,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -104,7 +104,9 @@ def test_a_fork_has_the_callers_place_limits_and_manners(warm: Instance, tmp_pat
             assert field(pid, name) == field(client.pid, name), name
         assert int(field(pid, "SigIgn"), 16) >> (signal.SIGQUIT - 1) & 1
         for name in ("limits", "cgroup", "oom_score_adj", "loginuid"):
-            assert Path(f"/proc/{pid}/{name}").read_text() == Path(f"/proc/{client.pid}/{name}").read_text(), name
+            assert (
+                Path(f"/proc/{pid}/{name}").read_text() == Path(f"/proc/{client.pid}/{name}").read_text()
+            ), name
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, client.pid)
         assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)
         for number in (0, 1, 2):
@@ -115,47 +117,50 @@ def test_a_fork_has_the_callers_place_limits_and_manners(warm: Instance, tmp_pat
     until(lambda: is_gone(pid), "its end")
 
 
-def test_signals_stops_and_death_of_the_client_reach_its_fork(warm: Instance) -> None:
-    launcher = warm.launcher_pid()
-    client = warm.popen("events", "-f")
+def test_signals_stops_and_death_of_the_client_reach_its_fork(launched: Instance) -> None:
+    launcher = launched.launcher_pid()
+    client = launched.popen("events", "-f")
     pid = fork_of(launcher)
     client.send_signal(signal.SIGTSTP)
-    until(lambda: field(pid, "State").startswith("T") and field(client.pid, "State").startswith("T"), "both stop")
+    until(
+        lambda: field(pid, "State").startswith("T") and field(client.pid, "State").startswith("T"),
+        "both stop",
+    )
     client.send_signal(signal.SIGCONT)
     until(lambda: not field(pid, "State").startswith("T"), "it goes on")
     client.send_signal(signal.SIGTERM)
     client.communicate(timeout=30)
     assert client.returncode == -signal.SIGTERM
 
-    client = warm.popen("events", "-f")
+    client = launched.popen("events", "-f")
     pid = fork_of(launcher)
     client.kill()
     client.communicate(timeout=30)
     until(lambda: is_gone(pid), "the hang-up")
 
-    client = warm.popen("events", "-f")
+    client = launched.popen("events", "-f")
     os.kill(fork_of(launcher), signal.SIGKILL)
     client.communicate(timeout=30)
     assert client.returncode == -signal.SIGKILL
 
 
-def test_boot_login_and_halt_go_through_it_and_its_secrets_do_not(warm: Instance) -> None:
+def test_boot_login_and_halt_go_through_it_and_its_secrets_do_not(launched: Instance) -> None:
     """The supervisor knows nothing of the environment of whoever had it started, and sits in no caller's cgroup."""
-    warm.run("install", "web")
-    warm.run("boot", "web", env={"SECRET_OF_THE_CALLER": "not-for-supervisors"})
-    assert warm.login("web", "sh", "-c", "exit 9", check=9) == ""
-    assert warm.login("web", "pwd") == "/root\n"
-    assert warm.run("login", "web", "--", "cat", input="typed").stdout == "typed"
-    base = next(Path("/sys/fs/cgroup").rglob(f"zonemgr{warm.suffix}/_supervisors")).parent
+    launched.run("install", "web")
+    launched.run("boot", "web", env={"SECRET_OF_THE_CALLER": "not-for-supervisors"})
+    assert launched.login("web", "sh", "-c", "exit 9", check=9) == ""
+    assert launched.login("web", "pwd") == "/root\n"
+    assert launched.run("login", "web", "--", "cat", input="typed").stdout == "typed"
+    base = next(Path("/sys/fs/cgroup").rglob(f"zonemgr{launched.suffix}/_supervisors")).parent
     supervisors = [int(pid) for pid in (base / "_supervisors/cgroup.procs").read_text().split()]
     assert len(supervisors) == 1
     assert b"not-for-supervisors" not in memory_of(supervisors[0])
     # It outlives the launcher, and the next command finds it without one.
-    os.kill(warm.launcher_pid(), signal.SIGKILL)
-    until(lambda: not warm.launcher_pid(), "the launcher's death")
-    warm.switch = "no"
-    assert warm.state() == "running"
-    warm.run("halt", "web")
+    os.kill(launched.launcher_pid(), signal.SIGKILL)
+    until(lambda: not launched.launcher_pid(), "the launcher's death")
+    launched.switch = "no"
+    assert launched.state() == "running"
+    launched.run("halt", "web")
 
 
 def memory_of(pid: int) -> bytes:
@@ -171,12 +176,14 @@ def memory_of(pid: int) -> bytes:
     return b"".join(found)
 
 
-def test_a_terminal_works_through_it(warm: Instance) -> None:
-    warm.run("install", "web")
-    warm.run("boot", "web")
+def test_a_terminal_works_through_it(launched: Instance) -> None:
+    launched.run("install", "web")
+    launched.run("boot", "web")
     master, slave = pty.openpty()
     with os.fdopen(master, "r+b", buffering=0) as screen:
-        client = warm.popen("login", "web", stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        client = launched.popen(
+            "login", "web", stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
         os.close(slave)
         seen = b""
 
@@ -209,11 +216,11 @@ def test_a_terminal_works_through_it(warm: Instance) -> None:
     ],
     ids=" ".join,
 )
-def test_a_caller_that_a_fork_cannot_pass_for_works_by_itself(warm: Instance, wrapper: list[str]) -> None:
+def test_a_caller_that_a_fork_cannot_pass_for_works_by_itself(launched: Instance, wrapper: list[str]) -> None:
     def ask(switch: str) -> subprocess.CompletedProcess[str]:
-        warm.switch = switch
-        words = [*wrapper, *warm.command, "list", "-cp"]
-        return subprocess.run(words, env=warm.env, capture_output=True, text=True, timeout=60)
+        launched.switch = switch
+        words = [*wrapper, *launched.command, "list", "-cp"]
+        return subprocess.run(words, env=launched.env, capture_output=True, text=True, timeout=60)
 
     refused = ask("must")
     assert (refused.returncode, refused.stderr) == (3, NOBODY_HELPS)
@@ -221,8 +228,8 @@ def test_a_caller_that_a_fork_cannot_pass_for_works_by_itself(warm: Instance, wr
     assert by_itself.returncode == 0 and "web" in by_itself.stdout, by_itself.stderr
 
 
-def test_nobody_but_root_is_served(warm: Instance) -> None:
-    path = warm.layout.run / launch.NAME
+def test_nobody_but_root_is_served(launched: Instance) -> None:
+    path = launched.layout.run / launch.NAME
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o666)  # the check is what refuses
     script = (
@@ -232,21 +239,21 @@ def test_nobody_but_root_is_served(warm: Instance) -> None:
     words = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", script, str(path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.stdout == "b''\n", done.stderr
-    assert warm.run("list").returncode == 0
+    assert launched.run("list").returncode == 0
 
 
-def test_nonsense_and_silence_harm_nobody(warm: Instance) -> None:
+def test_nonsense_and_silence_harm_nobody(launched: Instance) -> None:
     silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
     for connection in silent:
-        connection.connect(str(warm.layout.run / launch.NAME))
+        connection.connect(str(launched.layout.run / launch.NAME))
     for nonsense in (b"\xff" * 64, b"\0\0\0\x05hello", b"\0\0\0\0", b"G"):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(warm.layout.run / launch.NAME))
+            connection.connect(str(launched.layout.run / launch.NAME))
             connection.sendall(nonsense)
             connection.shutdown(socket.SHUT_WR)
             connection.settimeout(30)
             assert connection.recv(10) == b""
-    assert warm.run("list").returncode == 0
+    assert launched.run("list").returncode == 0
     for connection in silent:
         connection.close()
 
@@ -268,21 +275,25 @@ def test_the_first_command_starts_one_and_ten_at_once_start_no_more(instance: In
     assert len(listed.read_text().split()) == 1
 
 
-def test_a_killed_launcher_takes_nothing_with_it(warm: Instance) -> None:
-    client = warm.popen("events", "-f")
-    pid = fork_of(warm.launcher_pid())
-    os.kill(warm.launcher_pid(), signal.SIGKILL)
-    until(lambda: not warm.launcher_pid(), "its death")
+def test_a_killed_launcher_takes_nothing_with_it(launched: Instance) -> None:
+    client = launched.popen("events", "-f")
+    pid = fork_of(launched.launcher_pid())
+    os.kill(launched.launcher_pid(), signal.SIGKILL)
+    until(lambda: not launched.launcher_pid(), "its death")
     # Its socket is still there, and nobody listens: stale.
-    assert (warm.layout.run / launch.NAME).exists()
-    warm.switch = ""
-    assert "web" in warm.run("list", "-cp").stdout
+    assert (launched.layout.run / launch.NAME).exists()
+    launched.switch = ""
+    assert "web" in launched.run("list", "-cp").stdout
     assert not is_gone(pid)
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=30)
     assert client.returncode == 130
     until(lambda: is_gone(pid), "its end")
-    until(lambda: warm.launcher_pid() and warm.run("list", check=False).returncode == 0, "another one", deadline_s=60)
+    until(
+        lambda: launched.launcher_pid() and launched.run("list", check=False).returncode == 0,
+        "another one",
+        deadline_s=60,
+    )
 
 
 def test_it_leaves_when_nobody_comes(instance: Instance) -> None:
@@ -315,15 +326,15 @@ def other_version(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_another_installation_works_by_itself_and_a_new_version_is_taken_up(
-    warm: Instance, other_version: Path, new_instance: NewInstance
+    launched: Instance, other_version: Path, new_instance: NewInstance
 ) -> None:
     env = {"PYTHONPATH": str(other_version)}
-    warm.command = (sys.executable, "-P", "-m", "zonemgr")  # not the one of the working folder
-    assert warm.run("list", check=3, env=env).stderr == NOBODY_HELPS
+    launched.command = (sys.executable, "-P", "-m", "zonemgr")  # not the one of the working folder
+    assert launched.run("list", check=3, env=env).stderr == NOBODY_HELPS
 
     second = new_instance()
     second.configured()
-    second.command = warm.command
+    second.command = launched.command
     words = [sys.executable, "-P", "-m", "zonemgr.launcher", "--root", str(second.root)]
     subprocess.run(words, env={**second.env, **env}, check=True, timeout=60)
     until((second.layout.run / launch.NAME).exists, "the launcher's start")
@@ -337,7 +348,7 @@ def test_another_installation_works_by_itself_and_a_new_version_is_taken_up(
     second.switch = "no"  # the rest is this checkout's, which that launcher would not serve
 
 
-def test_the_launcher_of_another_root_is_not_asked(warm: Instance, new_instance: NewInstance) -> None:
+def test_the_launcher_of_another_root_is_not_asked(launched: Instance, new_instance: NewInstance) -> None:
     other = new_instance()
-    done = warm.run("list", "--root", str(other.root), "-cp", check=3)
+    done = launched.run("list", "--root", str(other.root), "-cp", check=3)
     assert done.stderr == NOBODY_HELPS
