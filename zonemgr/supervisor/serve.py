@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from zonemgr.errors import ConfigError, ZoneError, message, speak, speaking
 from zonemgr.linux import process
-from zonemgr.linux.cgroup import Part
+from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model.brandspec import Fate, RestartPolicy
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
@@ -40,6 +40,7 @@ from zonemgr.supervisor.worker import Worker
 from zonemgr.wire import packets, start
 
 PROTOCOL: Final = 1
+WORK_GONE_S: Final = 10.0  # for what was killed with a worker
 IDLE_S: Final = 60.0  # a supervisor that nobody ever asks anything leaves
 IN_ALTERNATE_ROOT: Final = frozenset(
     {Command.MOUNT, Command.FORCEMOUNT, Command.UNMOUNT, Command.NOTE_UNINSTALLING}
@@ -348,14 +349,17 @@ class Supervisor:
         """End the transition under way; what it did is taken back."""
         if self.worker is None or self.current is None:
             return
-        self.worker.cancelled = True
         self.current.failure = why
         self._work_cgroup_kill()
 
     def _work_cgroup_kill(self) -> None:
-        from zonemgr.linux.cgroup import ZoneCgroup, detect
+        assert self.worker is not None
+        self.worker.killed = True
+        self._cgroup.kill(Part.WORK)
 
-        ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename).kill(Part.WORK)
+    @property
+    def _cgroup(self) -> ZoneCgroup:
+        return ZoneCgroup(detect(), "zonemgr" + self.layout.suffix, self.zonename)
 
     def _worker_ready(self, _events: int) -> None:
         worker = self.worker
@@ -423,11 +427,19 @@ class Supervisor:
             self._worked(request, bool(done["ok"]))
 
     def _worker_left(self) -> None:
-        """It is out of its cgroup, which the next worker needs empty: a folder that was killed once kills for good."""
-        worker, self.worker = self.worker, None
-        assert worker is not None
-        self.loop.forget(worker.pid_fd)
-        worker.close()
+        """It is out of its cgroup; what was killed with it may take a moment more."""
+        assert self.worker is not None
+        self.loop.forget(self.worker.pid_fd)
+        self._next_when_empty(time.monotonic() + WORK_GONE_S)
+
+    def _next_when_empty(self, give_up: float) -> None:
+        """The next worker needs a new folder, so this one empty: a folder that was killed once kills for good."""
+        assert self.worker is not None
+        if self.worker.killed and time.monotonic() < give_up and not self._cgroup.wait_empty(Part.WORK, 0):
+            self.loop.after(0.005, lambda: self._next_when_empty(give_up))
+            return
+        self.worker.close()
+        self.worker = None
         self._next()
 
     def _read_more(self, worker: Worker) -> bool:

@@ -39,7 +39,7 @@ class Worker:
     pid_fd: int
     sock: socket.socket
     done: dict[str, Any] | None = None
-    cancelled: bool = False
+    killed: bool = False  # it, or what it had left behind, with its whole cgroup
 
     def close(self) -> None:
         os.close(self.pid_fd)
