@@ -305,7 +305,7 @@ def test_a_layer_that_is_not_what_the_configuration_says_is_refused(place: Place
 def test_links_in_a_layout_are_not_followed(place: Place) -> None:
     layout = build.image([[entry("x", "1")]])
     folder_ = layout.write(place.root.parent / "layout")
-    blob = next((folder_ / "blobs/sha256").iterdir())
+    blob = folder_ / "blobs/sha256" / layout.index["manifests"][0]["digest"][7:]
     copy = place.outside.parent / "copy"
     copy.write_bytes(blob.read_bytes())
     blob.unlink()
