@@ -10,15 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit import door
+from tests.kit.brands import Traced
 from tests.kit.instance import Instance
 from tests.kit.waiting import until
+from zonemgr.cli import follow
+from zonemgr.cli.output import Session
 from zonemgr.model.states import Command
+from zonemgr.store.paths import Layout
 from zonemgr.wire.client import connect
 
 pytestmark = pytest.mark.requires("root", "mount", "net", "cgroup")
@@ -263,3 +268,62 @@ def test_a_supervisor_nobody_needs_leaves(zone: Instance) -> None:
         "lock",
         "start.lock",
     ]
+
+
+# -- the end of a request ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halting(instance: Instance, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """A zone's halt, whose last event is past, and which ends when this is called."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    brand = Traced(instance)
+    instance.running("web", "-b", brand.name)
+    brand.script({"post running halt": f"wait {gate}"})
+    with instance.popen("halt", "web") as halt:
+        try:
+            assert halt.stderr is not None
+            assert halt.stderr.readline() == "zonemgr: zone 'web': waiting\n"
+
+            def end() -> None:
+                gate.write_text("")
+
+            yield end
+            assert halt.wait(30) == 0
+        finally:
+            halt.kill()
+
+
+def test_who_comes_after_the_last_event_of_a_request_hears_its_end(
+    instance: Instance, halting: Callable[[], None]
+) -> None:
+    with door.monitored(instance) as monitor:
+        assert door.state(instance)["under_way"] == "halt"
+        halting()
+        event = reply(monitor)["parameters"]["event"]
+        assert (event["type"], event["zonename"]) == ("settled", "web")
+        assert door.state(instance)["under_way"] is None
+
+
+def test_whoever_stays_with_a_zone_leaves_when_its_end_is_whole(
+    instance: Instance, halting: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who came too late for the last event is not left waiting for another."""
+    session = Session()
+    session.root = str(instance.root)
+    looks: list[bool] = []
+    is_up = follow._is_up
+
+    def look(layout: Layout, name: str) -> bool:
+        looks.append(is_up(layout, name))
+        return looks[-1]
+
+    monkeypatch.setattr(follow, "_is_up", look)
+    staying = threading.Thread(target=follow.stay, args=(session, ["web"]), daemon=True)
+    staying.start()
+    until(lambda: looks == [True, True], "the look of one who listens already")
+    halting()
+    staying.join(30)
+    assert not staying.is_alive()
+    assert looks == [True, True, False]

@@ -64,5 +64,5 @@ def _await_change(session: Session, name: str) -> None:
             return
         with contextlib.suppress(EmptyReply, LostReply):
             for reply in events:
-                if reply.get("event", {}).get("type") == "state":
+                if reply.get("event", {}).get("type") in ("state", "settled"):
                     return

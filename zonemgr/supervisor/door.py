@@ -6,6 +6,7 @@ Calls that change the zone become requests for whoever serves; the others are an
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -173,16 +174,34 @@ class Door:
             call.error("org.varlink.service.ExpectedMore")
             return
         if self._follower is None:
+            self._inotify = Inotify(self._layout.run)  # before the first look, so that nothing falls between
             self._follower = events.Follower(self._layout)
-            self._inotify = Inotify(self._layout.run)
-            self._loop.watch(self._inotify.fileno(), self._tell_monitors)
+            self._loop.watch(self._inotify.fileno(), self._events_changed)
         self._monitors.append(call)
 
-    def _tell_monitors(self, _events: int) -> None:
-        assert self._follower is not None and self._inotify is not None
+    def _events_changed(self, _events: int) -> None:
+        assert self._inotify is not None
         self._inotify.wait(0)
+        self._tell_events()
+
+    def _tell_events(self) -> None:
+        assert self._follower is not None
         for record in self._follower.poll():
             if record.get("zonename") == self._zonename:
-                for call in self._monitors:
-                    call.reply({"event": record}, continues=True)
-        self._monitors = [call for call in self._monitors if not call.gone]
+                self._tell_monitors(record)
+
+    def settled(self) -> None:
+        """Nothing is under way or waits any more: tell those who monitor, after the events of what was.
+
+        Who came after the last of these events, while the request was still under way, would wait for another for ever.
+        """
+        if self._monitors:
+            self._tell_events()
+            self._tell_monitors({"time": round(time.time(), 3), "type": "settled", "zonename": self._zonename})
+
+    def _tell_monitors(self, record: Mapping[str, Any]) -> None:
+        for call in self._monitors:
+            if not call.gone:
+                peer, descriptor = call.peer, call.peer.fileno()
+                call.reply({"event": record}, continues=True)
+                self._settle(peer, descriptor)

@@ -269,6 +269,8 @@ class Supervisor:
                 self._finish(request, False, [error.text])
             except OSError as error:
                 self._finish(request, False, [str(error)])
+        if self.door is not None and self.worker is None and not self.queue:
+            self.door.settled()
 
     def _begin(self, request: Request) -> None:
         speak(request.locale)  # for all that is said until the next request begins, in the worker too
