@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup", "n
 
 FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
 SETTINGS = "forwarding = true\netc-hosts = true\n"
+BRIDGES_FILTER6 = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables")  # there when br_netfilter is loaded
 IP_PKTINFO = 8  # Python has no name for it
 FOREIGN = "add table inet zmforeign\nadd chain inet zmforeign input { type filter hook input priority 5 ; }\n"
 
@@ -48,8 +49,24 @@ def setting(name: str) -> str:
     return Path("/proc/sys", name).read_text().strip()
 
 
+def routes6() -> str:
+    words = ["ip", "-6", "route", "show", "table", "all"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 def rules() -> str:
     return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def bridges_do_not_filter() -> Iterator[None]:
+    """As on a host without Docker, wherever the tests run: in this network namespace."""
+    before = BRIDGES_FILTER6.read_text() if BRIDGES_FILTER6.exists() else ""
+    if before:
+        BRIDGES_FILTER6.write_text("0")
+    yield
+    if before:
+        BRIDGES_FILTER6.write_text(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +78,7 @@ def scene() -> Iterator[Scene]:
     problems: list[str] = []
     with ExitStack() as stack:
         stack.callback(instance.force)
+        stack.enter_context(bridges_do_not_filter())
         place = stack.enter_context(world.outside())
         nft.run(FOREIGN)
         stack.callback(lambda: nft.run("delete table inet zmforeign\n"))
@@ -81,6 +99,7 @@ def scene() -> Iterator[Scene]:
         instance.run("fsck", "--host")
     assert problems == []
     assert "zonemgr" + instance.suffix not in rules()
+    assert "local ::1 dev zbr0" not in routes6()
     assert {name: setting(name) for name in FORWARDING} == before
 
 
@@ -108,6 +127,23 @@ def test_a_forwarded_port_is_reached_from_outside_as_who_one_is(scene: Scene) ->
 def test_a_forwarded_port_is_reached_from_the_host_at_its_own_addresses(scene: Scene) -> None:
     answers = world.ask((HOST4, 8080), (HOST6, 8080), ("127.0.0.1", 8080))
     assert answers == [HOST4, HOST6, scene.web[0].rpartition(".")[0] + ".1"]
+
+
+def test_a_forwarded_port_is_reached_from_the_hosts_ipv6_loopback(scene: Scene) -> None:
+    """It answers as the bridge; what a zone itself sends to ::1 by the bridge the kernel drops."""
+    assert world.ask(("::1", 8080)) == [scene.web[1].rpartition("::")[0] + "::1"]
+    bridge = scene.instance.bridge
+    assert f"local ::1 dev {bridge} proto static" in routes6()
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::", 0))
+        sock.settimeout(10)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        mac = Path(f"/sys/class/net/{bridge}/address").read_text().strip()
+        gateway = scene.web[1].rpartition("::")[0] + "::1"
+        words = (scene.db[1], str(sock.getsockname()[1]), mac, "::1", gateway)
+        scene.warm.run(scene.instance, "login", "db", "--", "python3", "-c", LOOPBACK6, *words)
+        _, control, _, _ = sock.recvmsg(100, 100)
+    assert socket.inet_ntop(socket.AF_INET6, control[0][2][:16]) == gateway, "the packet before it did not arrive"
 
 
 def test_a_forwarded_port_is_reached_from_zones_the_one_that_serves_it_included(scene: Scene) -> None:
@@ -188,6 +224,25 @@ def packet(address):
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     return target + mine + b"\\x08\\x00" + head[:10] + struct.pack("!H", ~total & 0xFFFF) + head[12:] + body
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+sock.bind(("host0", 0))
+for address in sys.argv[4:]:
+    sock.send(packet(address))
+"""
+
+
+LOOPBACK6 = """
+import socket, struct, sys
+own, port, target = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3].replace(":", ""))
+mine = bytes.fromhex(open("/sys/class/net/host0/address").read().strip().replace(":", ""))
+def packet(address):
+    ends = socket.inet_pton(socket.AF_INET6, own) + socket.inet_pton(socket.AF_INET6, address)
+    words = struct.unpack("!24H", ends + struct.pack("!IIHHHH", 12, 17, 1000, port, 12, 0))
+    total = sum(words) + sum(struct.unpack("!2H", b"hell"))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = struct.pack("!HHHH", 1000, port, 12, (~total & 0xFFFF) or 0xFFFF) + b"hell"
+    return target + mine + b"\\x86\\xdd" + struct.pack("!IHBB", 6 << 28, len(body), 17, 64) + ends + body
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 sock.bind(("host0", 0))
 for address in sys.argv[4:]:

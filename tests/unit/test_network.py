@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zonemgr.errors import PlatformError
+from zonemgr.linux import traffic
 from zonemgr.model import network, plan
-from zonemgr.model.zone import ForwardResource, NetResource
-from zonemgr.platform import firewall
+from zonemgr.model.zone import ForwardResource, NetResource, Zone
+from zonemgr.platform import compose, firewall
+from zonemgr.store import settings
+from zonemgr.store.instance import Mode
+from zonemgr.store.paths import Layout
 
 
 def test_what_a_link_may_send_from() -> None:
@@ -99,11 +105,57 @@ def test_a_zone_with_one_family_sends_nothing_of_the_other() -> None:
         plan.Translate("zbr0", "web", ("10.0.0.2", "fd00::2")),
         plan.Forward("web", "zbr0", "tcp", 80, ("10.0.0.2", "fd00::2"), 8080),
         plan.Forward("web", "zbr0", "udp", 53, ("10.0.0.2",), 53, "192.0.2.1"),
+        plan.Forward("web", "zbr0", "tcp", 80, ("fd00::2",), 8080, "::1", loopback6=True),
     ],
 )
 def test_what_is_added_for_a_zone_is_what_is_taken_away(op: plan.Op) -> None:
     added = {line.removeprefix("add element ") for line in firewall.additions(op, "t") if "element" in line}
     removed = {line.removeprefix("delete element ") for line in firewall.removals(op, "t") if "delete element" in line}
-    shared = {element for element in added if " bridges " in element}
+    shared = {element for element in added if " bridges " in element or " loopback6 " in element}
     assert removed == added - shared
     assert plan.from_json(op.to_json()) == op
+
+
+class Borrowed:
+    """A brand that needs nothing."""
+
+    mounts = zone_mounts = devices = links = ()
+    cgroup = "none"
+
+
+def forwarded(tmp_path: Path, address: str | None, own: tuple[str, ...]) -> compose.Subject:
+    layout = Layout.at(tmp_path)
+    net, forward = NetResource(anet="br9", address=own), ForwardResource(80, address=address)
+    zone = Zone("web", "/zones/web", net=(net,), forward=(forward,))
+    return compose.Subject(zone, Borrowed(), "", layout, settings.load(layout), Mode.BOOT, 524288, "")
+
+
+@pytest.mark.parametrize(
+    ("address", "own", "leads"),
+    [
+        (None, ("10.0.0.2/24", "fd00::2/64"), True),
+        ("::1", ("10.0.0.2/24", "fd00::2/64"), True),
+        (None, ("10.0.0.2/24",), False),
+        ("127.0.0.1", ("10.0.0.2/24", "fd00::2/64"), False),
+        ("2001:db8::1", ("fd00::2/64",), False),
+    ],
+)
+def test_the_ipv6_loopback_leads_into_a_zone_that_can_answer_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None, own: tuple[str, ...], leads: bool
+) -> None:
+    monkeypatch.setattr(traffic, "bridges_filter6", lambda: False)
+    ops = compose.compose_ready(forwarded(tmp_path, address, own))
+    (forward,) = (op for op in ops if isinstance(op, plan.Forward))
+    assert forward.loopback6 is leads
+    assert (plan.WayBack("br9") in ops) is leads
+
+
+def test_where_bridges_filter_ipv6_the_loopback_is_the_hosts_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "bridges_filter6", lambda: True)
+    own = ("10.0.0.2/24", "fd00::2/64")
+    ops = compose.compose_ready(forwarded(tmp_path, None, own))
+    assert not any(isinstance(op, plan.WayBack) or getattr(op, "loopback6", False) for op in ops)
+    with pytest.raises(PlatformError, match="port 80 of ::1 cannot lead into a zone while bridges filter IPv6"):
+        compose.compose_ready(forwarded(tmp_path, "::1", own))

@@ -29,6 +29,7 @@ ALTNAME_MAXIMUM = 127
 
 # Our addresses are the operator's word: usable at once, without a second of duplicate address detection.
 _IFA_F_NODAD = 0x02
+_LOOPBACK6 = bytes(15) + b"\1"
 
 
 def host_link_name(zonename: str, index: int, suffix: str = "") -> str:
@@ -234,6 +235,31 @@ def remove_address(link: str, address: str) -> bool:
                 "del", index=found["index"], address=str(interface.ip), prefixlen=interface.network.prefixlen
             )
         return True
+
+
+def add_way_back(link: str) -> bool:
+    """Let packets in by a link whose destination the packet filter has translated back to ::1.  False: it was so.
+
+    The kernel looks for such an address among the routes of the link that a packet came by, and nowhere else; what
+    arrives for ::1 untranslated it drops long before that.
+    """
+    with Rtnl() as rtnl, _refused("cannot let replies to ::1 in by link '{link}'", link=link):
+        (fate,) = rtnl.ask(rtnetlink.local_route(_bridge(rtnl, link).index, _LOOPBACK6, add=True))
+        if fate is not None and fate.errno == errno.EEXIST:
+            return False
+        _raise(fate)
+    return True
+
+
+def remove_way_back(link: str) -> None:
+    """Undo ``add_way_back``; a link or a route that is gone is fine."""
+    with Rtnl() as rtnl:
+        found = rtnl.find(link)
+        if found is None:
+            return
+        (fate,) = rtnl.ask(rtnetlink.local_route(found.index, _LOOPBACK6, add=False))
+        if fate is not None and fate.errno != errno.ESRCH:
+            raise fate
 
 
 # -- moving a link -----------------------------------------------------------------------------------------

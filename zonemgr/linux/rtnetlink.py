@@ -25,11 +25,11 @@ PROP_LIST, ALT_IFNAME = 52, 53
 INFO_KIND, INFO_DATA, VETH_INFO_PEER, BR_STP_STATE = 1, 2, 1, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-RTA_OIF, RTA_GATEWAY = 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 NODAD: Final = 0x02
 UP: Final = 1
 
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR, _NEWROUTE, _NEWLINKPROP = 16, 17, 18, 20, 22, 24, 108
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR, _NEWROUTE, _DELROUTE, _NEWLINKPROP = 16, 17, 18, 20, 22, 24, 25, 108
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _ERROR, _DONE = 2, 3
 _CAPPED, _TLVS = 0x100, 0x200  # flags of an error message
@@ -42,7 +42,7 @@ _ADDRESS_HEAD = struct.Struct("=BBBBi")
 _ROUTE_HEAD = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER_BYTES: Final = 1 << 16
-_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST, _LOCAL = 254, 4, 1, 2
 ANSWER_S: Final = 30.0
 
 
@@ -161,6 +161,16 @@ def add_default_route(index: int, gateway: bytes) -> Message:
     family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
     head = _ROUTE_HEAD.pack(family, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, 0, _UNICAST, 0)
     return Message(_NEWROUTE, _CREATE | _EXCLUSIVE, head + attribute(RTA_GATEWAY, gateway) + number(RTA_OIF, index))
+
+
+def local_route(index: int, address: bytes, *, add: bool) -> Message:
+    """Whether what comes in by a link for this IPv6 address, though another link has it, is for the host itself.
+
+    In the main table: what the host itself sends there finds the address's own route first.
+    """
+    head = _ROUTE_HEAD.pack(socket.AF_INET6, 128, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, 0, _LOCAL, 0)
+    parts = attribute(RTA_DST, address) + number(RTA_OIF, index)
+    return Message(_NEWROUTE if add else _DELROUTE, _CREATE | _EXCLUSIVE if add else 0, head + parts)
 
 
 # -- the socket ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,17 @@ def forwards(*, v6: bool, link: str = "all") -> bool:
         return False
 
 
+def bridges_filter6() -> bool:
+    """Whether IPv6 frames pass the host's packet filter on their way through bridges (br_netfilter; Docker loads it).
+
+    What has been translated back to ::1 there, the kernel takes for something that came so over the wire, and drops.
+    """
+    try:
+        return Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables").read_text().strip() != "0"
+    except OSError:
+        return False
+
+
 def uplink(*, v6: bool) -> str | None:
     """The link of the default route."""
     name = "/proc/net/ipv6_route" if v6 else "/proc/net/route"

@@ -512,6 +512,22 @@ class HostSetting(Op):
 
 
 @dataclass(frozen=True)
+class WayBack(Op):
+    """Replies of zones to the host's ::1 may come in by their bridge.  It stays, as settings do."""
+
+    kind: ClassVar[str] = "way-back"
+    live: ClassVar[Live] = Live.REMAKE
+    bridge: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.bridge)
+
+    def describe(self) -> str:
+        return f"let replies to the host's ::1 in by {self.bridge}"
+
+
+@dataclass(frozen=True)
 class Guard(Op):
     """What arrives on the host's end of a link is dropped unless it is the zone's own to send."""
 
@@ -563,6 +579,7 @@ class Forward(Op):
     to: tuple[str, ...]  # addresses in the zone, one a family at most
     to_port: int
     address: str = ""  # of the host; empty: every one
+    loopback6: bool = False  # also ::1
 
     @property
     def identity(self) -> tuple[object, ...]:

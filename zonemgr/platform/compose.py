@@ -1,10 +1,9 @@
 """Configuration and brand become a plan.
 
-Pure but for two questions to the host: whether an optional thing of a brand exists, and which cgroups it has.  The
-order of the
-result is the order of execution: cgroup, zsched and namespaces, the mount tree sorted by directory (plain
-string comparison, as the reference's section 3.3 has it, so that ``/usr`` comes before ``/usr/local``),
-devices, masks, network, and the seal last.
+Pure but for a few questions to the host: whether an optional thing of a brand exists, which cgroups it has, whether
+its bridges filter.  The order of the result is the order of execution: cgroup, zsched and namespaces, the mount tree
+sorted by directory (plain string comparison, as the reference's section 3.3 has it, so that ``/usr`` comes before
+``/usr/local``), devices, masks, network, and the seal last.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zonemgr.errors import ConfigError, PlatformError
-from zonemgr.linux import paths
+from zonemgr.linux import paths, traffic
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import network, plan
@@ -525,7 +524,8 @@ def _shared_by_zones(subject: Subject) -> list[plan.Op]:
         # Replies to the host's loopback come in by the bridge, and so do those who ask from other zones.
         names = ("route_localnet", "forwarding")
         ops += [plan.HostSetting(f"net/ipv4/conf/{bridge}/{name}", "1") for name in names]
-    return ops
+    ways_back = dict.fromkeys(forward.bridge for forward in _forwards(subject) if forward.loopback6)
+    return [*ops, *(plan.WayBack(bridge) for bridge in ways_back)]
 
 
 _FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
@@ -561,8 +561,15 @@ def _forwards(subject: Subject) -> list[plan.Forward]:
     """Each leads to the first address of each family that the zone has on a bridge."""
     zone = subject.zone
     own = [(network.bare(a), _bridge(subject, net)) for net in zone.net if net.anet for a in net.address]
+    filtered = bool(zone.forward) and traffic.bridges_filter6()
     ops = []
     for forward in zone.forward:
+        if forward.address == "::1" and filtered:
+            raise PlatformError(
+                "port {port} of ::1 cannot lead into a zone while bridges filter IPv6"
+                " (sysctl -w net.bridge.bridge-nf-call-ip6tables=0, or address=127.0.0.1)",
+                port=forward.port,
+            )
         families = [False, True] if forward.address is None else [network.is_v6(forward.address)]
         found = [next((pair for pair in own if network.is_v6(pair[0]) is v6), None) for v6 in families]
         targets = [pair for pair in found if pair is not None]
@@ -575,6 +582,7 @@ def _forwards(subject: Subject) -> list[plan.Forward]:
                 tuple(address for address, _ in targets),
                 forward.to or forward.port,
                 forward.address or "",
+                loopback6=not filtered and forward.address in (None, "::1") and network.is_v6(targets[-1][0]),
             )
         )
     return ops

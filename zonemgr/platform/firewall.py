@@ -52,6 +52,7 @@ add table inet {name}
 add set inet {name} bridges {{ type ifname ; }}
 add set inet {name} inside4 {{ type ipv4_addr ; }}
 add set inet {name} inside6 {{ type ipv6_addr ; }}
+add set inet {name} loopback6 {{ type ipv6_addr ; }}
 add map inet {name} forward4 {{ type inet_proto . inet_service : ipv4_addr . inet_service ; }}
 add map inet {name} forward6 {{ type inet_proto . inet_service : ipv6_addr . inet_service ; }}
 add map inet {name} forward-at4 {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service ; }}
@@ -72,8 +73,10 @@ add rule inet {name} forwards dnat ip6 to meta l4proto . ip6 daddr . th dport ma
 add rule inet {name} forwards dnat ip to meta l4proto . th dport map @forward4
 add rule inet {name} forwards dnat ip6 to meta l4proto . th dport map @forward6
 add rule inet {name} prerouting meta l4proto {{ tcp, udp }} fib daddr type local goto forwards
+add rule inet {name} output ip6 daddr ::1 ip6 daddr != @loopback6 return comment "replies could not come back"
 add rule inet {name} output meta l4proto {{ tcp, udp }} fib daddr type local goto forwards
 add rule inet {name} postrouting oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade
+add rule inet {name} postrouting oifname @bridges ct status dnat ip6 saddr ::1 masquerade
 add rule inet {name} postrouting oifname @bridges ct status dnat ip saddr @inside4 masquerade
 add rule inet {name} postrouting oifname @bridges ct status dnat ip6 saddr @inside6 masquerade
 add rule inet {name} postrouting oifname != @bridges ip saddr @inside4 masquerade
@@ -103,6 +106,7 @@ def additions(op: plan.Op, name: str) -> list[str]:
         case plan.Forward():
             return [
                 f'add element inet {name} bridges {{ "{op.bridge}" }}',
+                *([f"add element inet {name} loopback6 {{ ::1 }}"] if op.loopback6 else []),
                 *(f"add element {element}" for element in _forward(op, name)),
             ]
     raise AssertionError(op.kind)

@@ -307,6 +307,7 @@ RULES: dict[type[plan.Op], Rule] = {
     plan.FileSystem: Rule(_mount, _unmount),
     plan.Bridge: Rule(runner.act, _nothing),
     plan.HostSetting: Rule(runner.act, _nothing),
+    plan.WayBack: Rule(runner.act, _nothing),
     plan.Claim: Rule(runner.act, _undo),
     plan.Names: Rule(runner.act, _undo, _again),
     plan.Guard: Rule(runner.act, _undo, _again),

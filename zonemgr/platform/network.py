@@ -58,6 +58,16 @@ def host_setting(op: plan.HostSetting, stage: Stage) -> None:
         write_setting(op.name, op.value)
 
 
+def way_back(op: plan.WayBack, stage: Stage) -> None:
+    """Open it unless it is open, and remember that we did."""
+    with hostledger.lock(stage.layout):
+        if netlink.add_way_back(op.bridge):
+            ledger = hostledger.load(stage.layout)
+            if op.bridge not in ledger.ways_back:
+                ledger.ways_back.append(op.bridge)
+                hostledger.save(stage.layout, ledger)
+
+
 def read_setting(name: str) -> str:
     """A kernel setting of the host, by its path below /proc/sys."""
     return Path("/proc/sys", name).read_text().strip()

@@ -103,6 +103,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Claim: network.claim,
     plan.Names: network.publish_names,
     plan.HostSetting: network.host_setting,
+    plan.WayBack: network.way_back,
     plan.Veth: network.veth,
     plan.Macvlan: network.macvlan,
     plan.Bandwidth: network.bandwidth,

@@ -238,6 +238,10 @@ def _check_host(layout: Layout) -> list[Finding]:
         for name, before in list(ledger.settings.items()):
             findings.append(_act("host", f"setting {name}", lambda n=name, b=before: _restore(n, b), "restored"))
             del ledger.settings[name]
+        for name in list(ledger.ways_back):
+            what = f"way back to ::1 by {name}"
+            findings.append(_act("host", what, lambda name=name: netlink.remove_way_back(name)))
+            ledger.ways_back.remove(name)
         for name in list(ledger.bridges):
             findings.append(_act("host", f"bridge {name}", lambda name=name: netlink.delete_link(name)))
             ledger.bridges.remove(name)
