@@ -41,7 +41,9 @@ from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.linux.enter import Child, EnterError, TrustedPath
 from zonemgr.linux.passwd import Account
 from zonemgr.model.states import GLOBAL_ZONE, State
+from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance
+from zonemgr.store.observe import living_state
 
 OURS: Final = 125  # the exit status when nothing could be run
 FAILSAFE: Final = Account("root", 0, 0, (0,), "/", "/bin/sh")
@@ -51,6 +53,7 @@ USER_COMMAND_S: Final = 10.0  # for a brand's command that looks up a user in th
 USER_LINE_MAX: Final = 4096
 ZSCHED_S: Final = 20.0
 HANG_UP_S: Final = 2.0  # for a shell to end in good order once its terminal has gone
+_OPEN: Final = (State.RUNNING, State.MOUNTED)
 TIOCGPTN: Final = 0x80045430  # the number of a pty; Python has no name for it
 
 
@@ -499,8 +502,12 @@ def _number(master_fd: int) -> int:
 
 def living(session: Session, zonename: str) -> Instance:
     """The record of a zone that can be entered.  Raises ZoneError with the reference's texts."""
+    instance = instances.read(session.layout, zonename)
+    if instance is not None and instance.zonename == zonename and os.geteuid() == 0:
+        if living_state(instance) in _OPEN:
+            return instance  # no configuration is read: a running zone goes by its record alone
     seen = check_zone(session, zonename)
-    if seen.state not in (State.RUNNING, State.MOUNTED) or seen.instance is None:
+    if seen.state not in _OPEN or seen.instance is None:
         raise ZoneError(
             "login allowed only to running zones ({zone} is '{state}').",
             zone=zonename,

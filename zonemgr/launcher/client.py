@@ -4,10 +4,9 @@ The work goes to the launcher, whose fork does it with our descriptors, words, e
 our child: signals that reach us reach it, its exit status is ours, and our death is its hang-up.  Where there is no
 launcher, or none that could pass for us, this process does the work itself; nothing is written twice.
 
-Imports nothing that a bare interpreter has not loaded but ``wire.launch`` (and ``_socket``, ``_signal``).
+Imports nothing that a bare interpreter has not loaded but ``wire.launch`` (and ``_socket``, ``_signal``): not even
+``__future__``, which is a module like any other, looked for in three folders.
 """
-
-from __future__ import annotations
 
 import os
 import sys
@@ -39,37 +38,37 @@ _ALONE = (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGHUP)
 _GROUP = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGWINCH, _signal.SIGTSTP, _signal.SIGCONT)
 
 
-def zonemgr() -> NoReturn:
+def zonemgr() -> "NoReturn":
     """The ``zonemgr`` program."""
     main("zonemgr")
 
 
-def zoneadm() -> NoReturn:
+def zoneadm() -> "NoReturn":
     """The ``zoneadm`` program."""
     main("zoneadm")
 
 
-def zonecfg() -> NoReturn:
+def zonecfg() -> "NoReturn":
     """The ``zonecfg`` program."""
     main("zonecfg")
 
 
-def zlogin() -> NoReturn:
+def zlogin() -> "NoReturn":
     """The ``zlogin`` program."""
     main("zlogin")
 
 
-def zonename() -> NoReturn:
+def zonename() -> "NoReturn":
     """The ``zonename`` program."""
     main("zonename")
 
 
-def zonestat() -> NoReturn:
+def zonestat() -> "NoReturn":
     """The ``zonestat`` program."""
     main("zonestat")
 
 
-def main(program: str) -> NoReturn:
+def main(program: str) -> "NoReturn":
     """Run one of the programs to its exit status."""
     switch = os.environ.get(launch.SWITCH, "")
     warm = switch != "no" and os.geteuid() == 0 and _TRANSITION not in os.environ
@@ -162,7 +161,7 @@ def _relay_signals(work: launch.Work) -> None:
                 _signal.signal(number, handler)
 
 
-def _quietly(act: Callable[[], object]) -> bool:
+def _quietly(act: "Callable[[], object]") -> bool:
     """It may have ended meanwhile."""
     try:
         act()
@@ -172,11 +171,13 @@ def _quietly(act: Callable[[], object]) -> bool:
 
 
 def _pid_of(pid_fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pid_fd}", "rb") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(b"Pid:"))
+    fd = os.open(f"/proc/self/fdinfo/{pid_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    text = os.read(fd, 4096)
+    os.close(fd)
+    return int(text.partition(b"\nPid:")[2].split(None, 1)[0])
 
 
-def _end_as(status: int | None) -> NoReturn:
+def _end_as(status: int | None) -> "NoReturn":
     """Without the interpreter's tidying up: nothing of ours is buffered."""
     if status is None:
         os.write(2, b"zonemgr: what this command came to is not known: its process has vanished\n")
@@ -192,7 +193,7 @@ def _end_as(status: int | None) -> NoReturn:
 # -- without it -------------------------------------------------------------------------------------------------
 
 
-def _do_it_here(program: str, root: str | None) -> NoReturn:
+def _do_it_here(program: str, root: str | None) -> "NoReturn":
     """Do the work in this process; afterwards, with a root, see to it that the next run finds a launcher."""
     if sys.flags.no_site:
         import site

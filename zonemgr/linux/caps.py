@@ -20,7 +20,6 @@ NUMBERS = {name: number for number, name in enumerate(NAMES)}
 ALL = frozenset(NAMES)
 
 _VERSION_3 = 0x20080522
-_PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -56,14 +55,14 @@ def drop_bounding(keep: frozenset[str]) -> None:
     """Drop everything else from the bounding set, also what is newer than our table. Cannot be taken back."""
     kept = mask(keep)
     for number in range(_MAX_NUMBER):
+        if kept >> number & 1:
+            continue
         try:
-            present = libc.call("prctl", _PR_CAPBSET_READ, number, 0, 0, 0)
+            libc.call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
         except OSError as error:
             if error.errno == _EINVAL:
                 return  # past the kernel's last one
             raise
-        if present and not kept >> number & 1:
-            libc.call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
 
 
 def _set(effective: int, permitted: int, inheritable: int) -> None:

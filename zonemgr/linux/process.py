@@ -20,6 +20,12 @@ from collections.abc import Iterable
 from zonemgr.linux import libc
 from zonemgr.linux.procfs import boot_id, command_name, describe_stuck, is_alive, pid_of, start_time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal  # what ``signal`` wraps in enumerations
+
 # What is passed on; everything below is public as well.
 __all__ = ["boot_id", "command_name", "describe_stuck", "is_alive", "pid_of", "start_time"]
 
@@ -38,6 +44,7 @@ SCHEDULING = {
 }
 
 _MAX_FD = 0xFFFFFFFF
+_NOT_OURS = frozenset((9, 19, 32, 33))  # SIGKILL, SIGSTOP, and the two that the C library keeps to itself
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _ENOSYS = 38
 
@@ -125,12 +132,15 @@ def stdio_to_null() -> None:
 
 def reset_signals() -> None:
     """Every signal to its default, none blocked.  What Python itself ignores (SIGPIPE, SIGXFSZ) included."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        try:
-            signal.signal(number, signal.SIG_DFL)
-        except (OSError, ValueError):
-            continue  # reserved by the C library
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Not through ``signal.signal``, which makes an enumeration's member of each number: a fork between a warm process
+    # and an exec pays for every page that it touches.
+    for number in range(1, _signal.NSIG):
+        if number not in _NOT_OURS:
+            try:
+                _signal.signal(number, _signal.SIG_DFL)
+            except OSError:
+                continue  # reserved by the C library
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 # -- attributes of the calling process (prctl) ---------------------------------------------------------------

@@ -6,10 +6,9 @@ is told to: whoever loses patience before that has lost nothing, and the work is
 comes the exit status; end of file without one means that nobody knows.
 
 The thin client is made of this module, so it imports what no program starts without, and ``_socket`` in place of
-``socket``, whose enumerations cost more than everything else here.
+``socket``, whose enumerations cost more than everything else here.  Without ``__future__`` too, which is a module
+like any other.
 """
-
-from __future__ import annotations
 
 import _socket
 import os
