@@ -12,7 +12,7 @@ import pytest
 from tests.kit.instance import CHECKOUT
 
 FOLDER: Final = CHECKOUT / "contrib/systemd"
-UNITS: Final = sorted(path for path in FOLDER.iterdir() if path.suffix in (".service", ".socket"))
+UNITS: Final = sorted(path for path in FOLDER.iterdir() if path.suffix in (".path", ".service", ".socket"))
 
 
 def read(name: str) -> configparser.ConfigParser:
@@ -26,7 +26,7 @@ def read(name: str) -> configparser.ConfigParser:
 def test_systemd_understands_every_unit(tmp_path: Path) -> None:
     for unit in UNITS:
         text = unit.read_text()
-        for program in ("zonemgr-launcher", "zonemgr"):  # which need not be installed here
+        for program in ("zonemgr-launcher", "zonemgr-delegate", "zonemgr"):  # which need not be installed here
             text = text.replace(f"/usr/local/bin/{program}", "/bin/true")
         (tmp_path / unit.name.replace("@", "@web")).write_text(text)
     words = ["systemd-analyze", "verify", "--man=no", *(str(path) for path in sorted(tmp_path.iterdir()))]
@@ -36,7 +36,7 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
 
 def test_no_stop_of_a_unit_kills_what_is_not_its_own() -> None:
     services = [unit.name for unit in UNITS if unit.suffix == ".service"]
-    assert len(services) == 4
+    assert len(services) == 5
     for name in services:
         assert read(name)["Service"]["KillMode"] == "process", name
 

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import select
+import signal
 import socket
 import stat
 import struct
@@ -13,10 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit.instance import CHECKOUT, Instance
+from tests.kit.nursery import Nursery
 from tests.kit.waiting import until
 from tests.root.attacks.conftest import one_installed
 from zonemgr.wire.start import DELEGATE_SOCKET
@@ -56,13 +59,28 @@ print(json.dumps(answers))
 def shared() -> Iterator[Instance]:
     """A zone that two users have rights on, booted by one of them."""
     with one_installed() as instance:
-        for user, right in ((MANAGER, "manage"), (GUEST, "login")):
-            instance.run("config", "web", f"add admin; set user={user}; add auths {right}; end")
-        until(lambda: (instance.layout.run / DELEGATE_SOCKET).exists(), "the delegate to listen")
+        name_users(instance, **{MANAGER: "manage", GUEST: "login"})
         yield instance
         instance.run("halt", "web", check=False)
         instance.run("config", "web", "remove -F admin")
         until(lambda: not (instance.layout.run / DELEGATE_SOCKET).exists(), "the delegate to leave")
+
+
+def name_users(instance: Instance, **rights: str) -> None:
+    for user, right in rights.items():
+        instance.run("config", "web", f"add admin; set user={user}; add auths {right}; end")
+    until(lambda: server_of(instance), "the delegate to listen")
+
+
+def server_of(instance: Instance) -> int:
+    """The process that listens; 0: none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(str(instance.layout.run / DELEGATE_SOCKET))
+        except OSError:
+            return 0
+        pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
 
 
 def as_user(
@@ -180,11 +198,100 @@ def test_without_an_admin_resource_nobody_listens(instance: Instance) -> None:
 
 
 def test_it_keeps_nothing_of_whoever_started_it(shared: Instance) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.connect(str(shared.layout.run / DELEGATE_SOCKET))
-        pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid = server_of(shared)
     descriptors = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     assert not {one for one in descriptors if one.startswith("pipe:")}
     unified = next(line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.startswith("0::"))
     assert unified == f"0::/zonemgr{shared.suffix}/_supervisors"
     assert os.getsid(pid) == pid
+
+
+def test_one_that_a_service_manager_keeps_follows_the_one_that_was_killed(instance: Instance) -> None:
+    """And it leaves with the last user who is named."""
+    instance.configured("web")
+    name_users(instance, **{GUEST: "login"})
+    words = [sys.executable, "-m", "zonemgr.supervisor", "delegate", "--stay", "--root", str(instance.root)]
+    first = server_of(instance)
+    with subprocess.Popen(words, env=instance.env, cwd="/") as kept:
+        try:
+            until(lambda: f" {kept.pid} " in Path("/proc/locks").read_text(), "the second one to wait")
+            assert server_of(instance) == first
+            os.kill(first, signal.SIGKILL)
+            until(lambda: server_of(instance) == kept.pid, "the second one to serve")
+            done = as_user(instance, GUEST, "halt", "web")
+            assert done.stderr == f"zonemgr: User {GUEST} is not authorized to halt this zone.\n"
+            instance.run("config", "web", "remove -F admin")
+            assert kept.wait(30) == 0
+        finally:
+            kept.kill()
+    assert not server_of(instance)
+
+
+@pytest.fixture(scope="module")
+def clones(warm: Nursery) -> Iterator[Instance]:
+    """A zone to clone from, and zones that are configured for its clones."""
+    with one_installed(warm) as instance:
+        for name in ("copy", "other"):
+            instance.configured(name)
+        named = (("copy", MANAGER, "manage"), ("other", GUEST, "manage"), ("web", MANAGER, "clonefrom"))
+        for name, user, right in named:
+            instance.run("config", name, f"add admin; set user={user}; add auths {right}; end")
+        until(lambda: server_of(instance), "the delegate to listen")
+        yield instance
+        for name in ("web", "copy", "other"):
+            instance.run("config", name, "remove -F admin")
+        until(lambda: not (instance.layout.run / DELEGATE_SOCKET).exists(), "the delegate to leave")
+
+
+def answers_to(instance: Instance, user: str, *asked: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What a user's requests are answered, word for word."""
+    given = json.dumps([json.dumps({"words": words}) for words in asked])
+    done = as_user(instance, user, str(instance.layout.run / DELEGATE_SOCKET), given, code=SPEAK)
+    return [json.loads(answer.rstrip("\n\0")) for answer in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize(
+    ("user", "pairs"),
+    [
+        (GUEST, [("web", "other")]),  # manages the target, and may not clone from the source
+        # the other way round; a zone that is not there, since making one takes root; and a target to be overwritten
+        (MANAGER, [("web", "other"), ("web", "new"), ("copy", "web"), ("copy", "copy")]),
+        (STRANGER, [("web", "copy"), ("no-such-zone", "copy")]),
+    ],
+)
+@pytest.mark.attack("rights of delegated users", "CVE-2022-47952")
+def test_a_clone_takes_the_rights_on_both_zones(clones: Instance, user: str, pairs: list[tuple[str, str]]) -> None:
+    before = clones.states()
+    answers = answers_to(clones, user, *(("clone", *pair) for pair in pairs))
+    text = f"User {user} is not authorized to clone this zone."
+    assert answers == [{"refused": text, "code": 1}] * len(pairs)
+    assert clones.states() == before
+
+
+def test_how_a_clone_is_made_is_for_root_to_say(clones: Instance) -> None:
+    asked = (
+        ("clone", "-s", "/", "web", "copy"),
+        ("clone", "-m", "copy", "web", "copy"),
+        ("clone", "web", "copy", "-p", "vim"),
+        ("clone", "web", "copy", "/etc"),
+        ("clone", "web", "copy", "--", "x"),
+        ("clone", "web"),
+    )
+    answers = answers_to(clones, MANAGER, *asked)
+    assert [answer["code"] for answer in answers] == [2] * len(asked), answers
+    assert clones.state("copy") == "configured"
+
+
+def test_one_who_may_clone_from_a_zone_has_another_like_it(clones: Instance) -> None:
+    """Last of those with clones."""
+    planted = clones.layout.zonepath("web") / "root/srv/of-web"
+    planted.write_text("kept\n")
+    done = as_user(clones, MANAGER, "clone", "web", "copy")
+    assert (done.returncode, clones.state("copy")) == (0, "installed"), done.stderr
+    assert (clones.layout.zonepath("copy") / "root/srv/of-web").read_text() == "kept\n"
+    assert stat.S_IMODE(clones.layout.zonepath("copy").stat().st_mode) == 0o700
+    ids = [(clones.layout.zonepath(name) / "root/etc/machine-id").read_text() for name in ("web", "copy")]
+    assert ids[0] != ids[1]
+    again = as_user(clones, MANAGER, "clone", "web", "copy")
+    assert (again.returncode, clones.state("copy")) == (1, "installed") and "zone 'copy'" in again.stderr
+    assert as_user(clones, MANAGER, "boot", "web").returncode == 1  # clonefrom is no more than that

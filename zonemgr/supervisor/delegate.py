@@ -310,11 +310,18 @@ def _answer(connection: socket.socket, head: dict[str, Any], fds: list[int] | No
         return  # it has gone, or does not read: it will be dropped
 
 
-def serve(layout: Layout) -> int:
-    """Start the program, away from whoever starts it: in our own control group, without its descriptors."""
+def serve(layout: Layout, *, stay: bool = False) -> int:
+    """Start the program, away from whoever starts it: in our own control group, without its descriptors.
+
+    ``stay`` is for a service manager, which sees to all that: be the program, and wait while another process is it.
+    """
     if not wanted(layout):
         return int(Exit.OK)
     base = "zonemgr" + layout.suffix
+    if stay:
+        status = _serve(layout, patient=True)
+        supervisors.leave(base, detect())  # who was killed before us could not
+        return status
     pid, pid_fd = supervisors.clone_into(detect(), base)
     if pid == 0:
         status = int(Exit.INTERNAL)
@@ -331,10 +338,10 @@ def serve(layout: Layout) -> int:
     return int(Exit.OK)
 
 
-def _serve(layout: Layout) -> int:
+def _serve(layout: Layout, *, patient: bool = False) -> int:
     """Be the program, unless another process is it, or nobody is named any more."""
     lock = FileLock(layout.run / f"{SOCKET}.lock")
-    if not lock.acquire(blocking=False):
+    if not lock.acquire(blocking=patient) or not wanted(layout):
         return int(Exit.OK)
     syslog.openlog("zonemgr", syslog.LOG_PID, syslog.LOG_AUTH)
     os.chdir("/")

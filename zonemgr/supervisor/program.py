@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if options.verb == "delegate":
             from zonemgr.supervisor import delegate
 
-            return delegate.serve(layout)
+            return delegate.serve(layout, stay=options.stay)
         from zonemgr.supervisor import oneshot
 
         if options.verb == "plan":
@@ -60,6 +60,7 @@ class _Options:
     ready_fd: int = -1
     json: bool = False
     host: bool = False
+    stay: bool = False
 
 
 def _options(arguments: list[str]) -> _Options:
@@ -72,7 +73,7 @@ def _options(arguments: list[str]) -> _Options:
                 options.root = next(rest)
             case "--ready-fd":
                 options.ready_fd = int(next(rest))
-            case "--alternate" | "--json" | "--host":
+            case "--alternate" | "--json" | "--host" | "--stay":
                 setattr(options, word[2:], True)
             case _ if not options.verb:
                 options.verb = word
