@@ -1,58 +1,59 @@
-#!/usr/bin/env python3
 """Many zones at once: boots and halts of N zones by one command, what an idle one costs, and lists of 10 to 1000.
 
-    contrib/bench/bulk.py [--zones 50,200] [--lists 10,100,1000] [--jobs 1,4] [--crun] [--json]
-
-Run as root.  Zones have a link on the bridge and limits.  "crun" is a loop of ``create`` and ``start`` (``kill`` and
-``delete``), as many at once as the largest of ``--jobs``, on a host or in a mount namespace with cgroup2 alone.  The
-memory is the proportional set size of all supervisors and zscheds (and of the launcher, apart), divided by the zones.
-Deliberately not here: single latencies (bench.py), and absolute times as a verdict.
+``bench.py`` measures these after its rounds.  Zones have a link on the bridge and limits.  "crun" is a loop of
+``create`` and ``start`` (and of ``delete``), so many at once.  The memory is the proportional set size of all
+supervisors and zscheds (and of the launcher, apart), divided by the zones.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import bench
+import peers
+from peers import DISTURBED, Failed, View, Views, others_share, pss_kb, timed
+
+AT_ONCE: Final = 4  # for making the zones, which is not measured
 
 
 class Zones:
     """An instance with zones z1 to zN, and its launcher."""
 
-    def __init__(self, root: Path, command: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.command = command
-        self.env = {**os.environ, "ZONEMGR_ROOT": str(root), "ZONEMGR_LAUNCHER": ""}
+        self.count = 0
+        self.env: Mapping[str, str] = {**os.environ, "ZONEMGR_ROOT": str(root), "ZONEMGR_LAUNCHER": ""}
 
-    def zonemgr(self, *words: str, check: bool = True) -> str:
-        done = subprocess.run([self.command, *words], env=self.env, capture_output=True, text=True, check=False)
-        if check and done.returncode:
-            raise SystemExit(f"bulk: zonemgr {' '.join(words)}: {done.stderr.strip()[-500:]}")
+    def zonemgr(self, *words: str) -> str:
+        """Raises Failed."""
+        done = subprocess.run([peers.COMMAND, *words], env=self.env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failed(f"zonemgr {' '.join(words)}: {done.stderr.strip()[-500:]}")
         return done.stdout
 
     def make(self, count: int) -> None:
         """Install zones until there are so many; copies of the first, which is the quickest way."""
-        there = sum(line.split(":")[1].startswith("z") for line in self.zonemgr("list", "-cp").splitlines())
-        for number in range(there + 1, count + 1):
-            self.zonemgr("create", f"z{number}")
-            for words in (["add", "capped-memory", "physical=64M", "swap=64M"],):
-                self.zonemgr("config", f"z{number}", *words)
-            self.zonemgr("install", f"z{number}")
-            print(f"\rzone {number} of {count} ", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+        if self.count == 0 and count:
+            self.zonemgr("create", "z1")
+            for words in peers.LIMITS:
+                self.zonemgr("config", "z1", *words)
+            self.zonemgr("install", "z1")
+            self.count = 1
+        news = [f"z{number}" for number in range(self.count + 1, count + 1)]
+        for name in news:
+            self.zonemgr("create", name, "-t", "z1")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: self.zonemgr("install", name), news))
+        self.count = max(self.count, count)
 
     def timed(self, *words: str) -> float:
         """Milliseconds of a command."""
@@ -62,71 +63,69 @@ class Zones:
 
     def memory_kb(self) -> tuple[float, float]:
         """Of an idle zone's supervisor and zsched, and of the launcher."""
-        records = [json.loads(path.read_text()) for path in (self.root / "run/zonemgr/instances").glob("*.json")]
-        base = Path(records[0]["cgroup"]).parent.parent
-        supervisors = [int(word) for word in (base / "_supervisors/cgroup.procs").read_text().split()]
-        pids = [*supervisors, *(record["zsched"]["pid"] for record in records)]
+        names = [path.stem for path in (self.root / "run/zonemgr/instances").glob("*.json")]
         launcher = int((self.root / "run/zonemgr/launcher.lock").read_text())
-        return bench.pss_kb(pids) / len(records), float(bench.pss_kb([launcher]))
-
-    def end(self) -> None:
-        self.zonemgr("halt", "-a", check=False)
-        for line in self.zonemgr("list", "-cp", check=False).splitlines():
-            name = line.split(":")[1]
-            if name != "global":
-                self.zonemgr("uninstall", "-F", name, check=False)
-                self.zonemgr("delete", "-F", name, check=False)
-        bench.end_launcher(self.root)
+        return pss_kb(peers.zonemgr_pids(self.root, *names)) / len(names), float(pss_kb([launcher]))
 
 
 @contextmanager
 def zones() -> Iterator[Zones]:
     """An instance that goes again."""
-    command = bench.HERE / ".venv/bin/zonemgr"
     with tempfile.TemporaryDirectory(prefix="zonemgr-bulk-", dir="/var/tmp") as folder:
         root = Path(folder)
         root.chmod(0o755)
-        found = Zones(root, str(command))
-        bench.start_launcher(root, found.env)
+        found = Zones(root)
+        peers.start_launcher(root, found.env)
         try:
             yield found
         finally:
-            found.end()
+            peers.end_instance(root, found.env)
 
 
-def measure_zones(counts: Sequence[int], jobs: Sequence[int]) -> list[dict[str, Any]]:
+def say(text: str) -> None:
+    """How far it has come, for who waits."""
+    print(f"\r{text:<40}", end="", file=sys.stderr, flush=True)
+
+
+def measure_zones(counts: Sequence[int], jobs: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Per zone: milliseconds of boot and halt, KiB of an idle one."""
-    rows = []
     with zones() as found:
-        for count in counts:
+        for count in sorted(counts):
+            say(f"making {count} zones")
             found.make(count)
             for at_once in jobs:
+                say(f"{count} zones, {at_once} at once")
+                busy = others_share() > DISTURBED
                 boot = found.timed("boot", "-a", "-j", str(at_once))
                 memory, launcher = found.memory_kb()
                 halt = found.timed("halt", "-a", "-j", str(at_once))
                 row = {"what": "zonemgr", "count": count, "jobs": at_once, "boot": boot / count, "halt": halt / count}
-                rows.append({**row, "memory": memory, "launcher": launcher})
-    return rows
+                yield {**row, "memory": memory, "launcher": launcher, "disturbed": busy}
 
 
-def measure_crun(counts: Sequence[int], at_once: int) -> list[dict[str, Any]]:
+def measure_crun(counts: Sequence[int], jobs: Sequence[int], views: Views) -> Iterator[dict[str, Any]]:
     """The same of crun, in a loop."""
-    rows = []
     with tempfile.TemporaryDirectory(prefix="zonemgr-bulk-", dir="/var/tmp") as folder:
-        place = bench.bundle(Path(folder) / "crun")
+        place = peers.bundle(Path(folder) / "crun", limited=not peers.HYBRID)
         words = ["crun", "--root", f"{folder}/state"]
 
         def boot(number: int) -> None:
-            bench.timed(*words, "create", "--bundle", str(place), f"z{number}")
-            bench.timed(*words, "start", f"z{number}")
+            timed(*words, "create", "--bundle", str(place), f"z{number}")
+            timed(*words, "start", f"z{number}")
 
         def halt(number: int) -> None:
-            bench.timed(*words, "delete", "-f", f"z{number}")
+            timed(*words, "delete", "-f", f"z{number}")
 
-        for count in counts:
-            figures = {"boot": each(boot, count, at_once), "halt": each(halt, count, at_once)}
-            rows.append({"what": "crun", "count": count, "jobs": at_once, **figures})
-    return rows
+        views.take(View.CGROUP2)
+        try:
+            for count in sorted(counts):
+                for at_once in jobs:
+                    say(f"{count} of crun, {at_once} at once")
+                    busy = others_share() > DISTURBED
+                    figures = {"boot": each(boot, count, at_once), "halt": each(halt, count, at_once)}
+                    yield {"what": "crun", "count": count, "jobs": at_once, **figures, "disturbed": busy}
+        finally:
+            views.take(View.HOST)
 
 
 def each(act: Callable[[int], None], count: int, at_once: int) -> float:
@@ -137,50 +136,34 @@ def each(act: Callable[[int], None], count: int, at_once: int) -> float:
     return (time.perf_counter() - begun) * 1000 / count
 
 
-def measure_lists(counts: Sequence[int]) -> list[dict[str, Any]]:
+def measure_lists(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Milliseconds of ``list -c``: the best of five."""
-    rows = []
     with zones() as found:
         found.zonemgr("create", "first")
         pattern = (found.root / "etc/zonemgr/zones/first.toml").read_text()
         there = 1
-        for count in counts:
+        for count in sorted(counts):
+            say(f"lists of {count}")
             for number in range(there, count):
                 path = found.root / f"etc/zonemgr/zones/y{number}.toml"
                 path.write_text(pattern.replace('"first"', f'"y{number}"'))
             there = count
             found.zonemgr("list", "-c")
-            rows.append({"what": "list", "count": count, "list": min(found.timed("list", "-c") for _ in range(5))})
+            busy = others_share() > DISTURBED
+            best = min(found.timed("list", "-c") for _ in range(5))
+            yield {"what": "list", "count": count, "list": best, "disturbed": busy}
+
+
+def measure(counts: Sequence[int], jobs: Sequence[int], lists: Sequence[int], views: Views) -> list[dict[str, Any]]:
+    """All of it, as far as it goes: a part that fails says so and leaves the others alone."""
+    rows: list[dict[str, Any]] = []
+    parts = [measure_zones(counts, jobs)] if counts else []
+    parts += [measure_crun(counts, jobs, views)] if counts and shutil.which("crun") else []
+    parts += [measure_lists(lists)] if lists else []
+    for part in parts:
+        try:
+            rows += part
+        except (Failed, OSError, subprocess.SubprocessError) as error:
+            print(f"\nbench: {error}", file=sys.stderr)
+    say("")
     return rows
-
-
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",") if word]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--zones", type=numbers, default=[50, 200], help="how many zones (default: 50,200)")
-    parser.add_argument("--lists", type=numbers, default=[10, 100, 1000], help="lists of so many (10,100,1000)")
-    parser.add_argument("--jobs", type=numbers, default=[1, 4], help="how many at once (default: 1,4)")
-    parser.add_argument("--crun", action="store_true", help="crun beside it")
-    parser.add_argument("--json", action="store_true", help="everything in JSON")
-    options = parser.parse_args()
-    if os.geteuid() != 0:
-        parser.error("this must run as root")
-    rows = measure_zones(options.zones, options.jobs) if options.zones else []
-    if options.crun and shutil.which("crun"):
-        rows += measure_crun(options.zones, max(options.jobs))
-    rows += measure_lists(options.lists) if options.lists else []
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        figures = {key: value for key, value in row.items() if isinstance(value, float)}
-        shown = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
-        at_once = f" ({row['jobs']} at once)" if "jobs" in row else ""
-        print(f"{row['what']:8} {row['count']:5}{at_once}: {shown}")
-
-
-if __name__ == "__main__":
-    main()
