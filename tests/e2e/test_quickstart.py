@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.instance import CHECKOUT, Instance
+from tests.kit.processes import Started
 from tests.kit.wheels import build, install
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -88,7 +89,7 @@ def test_the_quick_start_leaves_a_zone_of_that_name_alone(env: dict[str, str], i
 
 
 def test_an_interrupted_quick_start_can_be_run_again(env: dict[str, str], instance: Instance) -> None:
-    with subprocess.Popen(
+    with Started(
         [SCRIPT],
         env=env,
         cwd="/",

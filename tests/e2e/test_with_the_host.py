@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,8 +61,8 @@ def test_a_unit_stays_with_its_zone_and_tells_systemd(instance: Instance, tmp_pa
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)
         env = {**instance.env, "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        words = [*instance.command, "boot", "--wait", "web"]
-        staying = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        words = ("boot", "--wait", "web")
+        staying = instance.popen(*words, env=env)
         assert manager.recv(1000).startswith(b"READY=1\n")
         assert instance.state() == "running"
         # A reboot and a killed supervisor are not the zone's end, and neither is the end of the one who stays.
@@ -74,7 +73,7 @@ def test_a_unit_stays_with_its_zone_and_tells_systemd(instance: Instance, tmp_pa
         staying.kill()
         staying.communicate()
         assert instance.state() == "running"
-        again = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        again = instance.popen(*words, env=env)
         assert manager.recv(1000).startswith(b"READY=1\n")
         instance.run("halt", "web")
         assert manager.recv(1000) == b"STOPPING=1"

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 import zonemgr
 from tests.kit import leaks
+from tests.kit.processes import Started
 from tests.kit.waiting import until
 from zonemgr.errors import ZoneError
 from zonemgr.launcher.start import LOCK as LAUNCHER_LOCK
@@ -55,6 +56,7 @@ class Instance:
         self.suffix = self.layout.suffix
         self.switch = "no"  # what is tested is a command on its own, unless ``warm`` was called
         self.bridge = "zbr0" + self.suffix
+        self._started: list[Started] = []
 
     @property
     def env(self) -> dict[str, str]:
@@ -97,14 +99,17 @@ class Instance:
             **stdin,
         )
 
-    def popen(self, *args: str, **more: Any) -> subprocess.Popen[str]:
+    def popen(self, *args: str, **more: Any) -> Started:
         """Start ``zonemgr ARGS``; the caller ends and waits for it.  Keywords are Popen's."""
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
+            "env": self.env,
         }
-        return subprocess.Popen([*self.command, *args], env=self.env, text=True, **{**options, **more})
+        started = Started([*self.command, *args], text=True, **{**options, **more})
+        self._started.append(started)
+        return started
 
     def json(self, *args: str, timeout: float = TIMEOUT_S) -> Any:
         """What ``zonemgr --json ARGS`` answers."""
@@ -114,11 +119,15 @@ class Instance:
 
     def warm(self) -> int:
         """Start the instance's launcher: from here on its forks run the commands, or they fail.  Returns its pid."""
-        words = [sys.executable, "-m", "zonemgr.launcher", "--root", str(self.root)]
-        subprocess.run(words, env=self.env, check=True, timeout=TIMEOUT_S)  # goes on in the background
+        self.start_launcher()
         until((self.layout.run / launch.NAME).exists, "the launcher's start")
         self.switch = "must"
         return self.launcher_pid()
+
+    def start_launcher(self) -> None:
+        """Start it; it goes on in the background, and is not there at once."""
+        words = [sys.executable, "-m", "zonemgr.launcher", "--root", str(self.root)]
+        subprocess.run(words, env=self.env, check=True, timeout=TIMEOUT_S)
 
     def launcher_pid(self) -> int:
         """Of the launcher that lives; 0 when there is none."""
@@ -172,7 +181,7 @@ class Instance:
 
     def close(self) -> list[str]:
         """End the instance in good order; what went wrong, one line each.  Leaks are looked for after this."""
-        problems = []
+        problems = [f"{one.args!r} has not ended" for one in self._started if one.end()]
         try:
             for name, state in self.states().items():
                 if state not in ("configured", "incomplete", "installed"):
@@ -187,11 +196,7 @@ class Instance:
     def _delete_bridge(self) -> list[str]:
         from zonemgr.linux import netlink, nft
 
-        if nft.program():
-            names = {"zonemgr" + self.suffix}
-            there = {(table["family"], table["name"]) for item in nft.listing("tables") if (table := item.get("table"))}
-            nft.run("".join(f"delete table {family} {name}\n" for family, name in there if name in names))
-
+        nft.delete_tables("zonemgr" + self.suffix)
         if not Path("/sys/class/net", self.bridge).exists():
             return []
         try:
@@ -202,6 +207,8 @@ class Instance:
 
     def force(self) -> None:
         """Kill and remove whatever is still there, and the folder: the next test starts clean whatever this one did."""
+        for started in self._started:
+            started.end()
         for base in [base for base in leaks.bases() if base.name == "zonemgr" + self.suffix]:
             _kill(base)
             for folder, _, _ in os.walk(base, topdown=False):
@@ -224,7 +231,7 @@ def _failure(done: subprocess.CompletedProcess[str]) -> list[str]:
 def _kill(base: Path) -> None:
     """SIGKILL to everything below, again and again while it forks or ends."""
     for _ in range(20):
-        pids = {pid for file in base.rglob("cgroup.procs") for pid in _read(file).split()}
+        pids = {pid for folder, _, _ in os.walk(base) for pid in _read(Path(folder, "cgroup.procs")).split()}
         if not pids:
             return
         for pid in pids:

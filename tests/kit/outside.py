@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tests.kit.processes import Started
+
 HOST4: Final = "192.0.2.1"
 HOST6: Final = "2001:db8::1"
 FAR4: Final = "192.0.2.2"
@@ -32,6 +34,7 @@ import socket, sys
 for where, port in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         with socket.create_connection((where, int(port)), timeout=2) as connection:
+            connection.settimeout(30)  # whoever is reached answers, however busy the host is
             print(connection.recv(100).decode())
     except OSError as error:
         print(type(error).__name__)
@@ -72,7 +75,7 @@ def _answers(words: Sequence[str], places: Sequence[tuple[str, int]]) -> list[st
 def outside() -> Iterator[Outside]:
     """The world: 192.0.2.2 and 2001:db8::2; the host is 192.0.2.1 and 2001:db8::1 there."""
     name = f"zo{secrets.token_hex(4)}"
-    with subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE) as world:
+    with Started(["unshare", "-n", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE) as world:
         assert world.stdout
         world.stdout.readline()
         place = Outside(world.pid, name)
@@ -97,11 +100,8 @@ def _ip(words: str) -> None:
 @contextlib.contextmanager
 def service(words: Sequence[str], port: int) -> Iterator[None]:
     """A service on a port, started by a command that takes a program's words."""
-    process = subprocess.Popen([*words, "python3", "-c", SERVICE, str(port)], stdout=subprocess.PIPE)
-    try:
+    with Started([*words, "python3", "-c", SERVICE, str(port)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
         yield
-    finally:
         process.kill()
-        process.communicate()

@@ -59,6 +59,10 @@ def _net() -> str:
     return _works("unshare", "--net", sys.executable, "-c", _ADD_VETH)
 
 
+def _ipv6() -> str:
+    return "" if Path("/proc/sys/net/ipv6/conf/all").exists() else "the kernel has no IPv6, or it is disabled"
+
+
 def _cgroup() -> str:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
@@ -142,6 +146,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "userns": _userns,
     "mount": _mount,
     "net": _net,
+    "ipv6": _ipv6,
     "cgroup": _cgroup,
     "loop": _loop,
     "btrfs": lambda: _loop() or _file_system("btrfs"),

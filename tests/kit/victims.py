@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -39,10 +40,14 @@ def init(instance: Instance, zonename: str = "web") -> int:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send the signal and see the process end."""
-    pid_fd = os.pidfd_open(pid)
+    """Send the signal and see the process end, unless it has ended by itself meanwhile."""
     try:
-        signal.pidfd_send_signal(pid_fd, number)
+        pid_fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pid_fd, number)
         ready, _, _ = select.select([pid_fd], [], [], DEADLINE_S)
         assert ready, f"process {pid} survives signal {number}"
     finally:
@@ -52,8 +57,16 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 def residents(instance: Instance, zonename: str = "web") -> frozenset[tuple[int, int | None]]:
     """The zone's processes: pid and start time."""
     folder = Path(record(instance, zonename).cgroup)
-    pids = {int(pid) for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()}
-    return frozenset((pid, start_time(pid)) for pid in pids)
+    return frozenset((pid, start_time(pid)) for pid in members(folder))
+
+
+def members(cgroup: Path) -> set[int]:
+    """The processes in a control group and those below it, which come and go meanwhile."""
+    found: set[int] = set()
+    for folder, _, _ in os.walk(cgroup):
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()}
+    return found
 
 
 def has_supervisor(instance: Instance, zonename: str = "web") -> bool:

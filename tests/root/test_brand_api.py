@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.kit.instance import Instance
+from tests.kit.processes import Started
 from tests.kit.waiting import until
 from zonemgr.linux import labels
 from zonemgr.linux.cgroup import detect
@@ -165,16 +165,16 @@ def test_a_hook_that_reports_has_a_bar_on_a_terminal_and_nowhere_else(instance: 
     instance.run("uninstall", "-F", "web")
     ours, theirs = os.openpty()
     command = [*instance.command, "install", "web"]
-    child = subprocess.Popen(command, stdin=theirs, stderr=theirs, env={**instance.env, "TERM": "xterm"})
-    os.close(theirs)
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # the other side is closed
-        pass
-    os.close(ours)
-    assert child.wait(60) == 0
+    with Started(command, stdin=theirs, stderr=theirs, env={**instance.env, "TERM": "xterm"}) as child:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # the other side is closed
+            pass
+        os.close(ours)
+        assert child.wait(60) == 0
     assert b"laying bricks" in shown and b"/4" in shown and b"built" in shown
 
 

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import Started
+from tests.kit.waiting import until
 from zonemgr.errors import PlatformError
 from zonemgr.linux.cgroup import Limits, ZoneCgroup, detect
 
@@ -36,10 +37,10 @@ def zone() -> Iterator[ZoneCgroup]:
     assert not [root for root in ROOTS if (root / BASE).exists()]
 
 
-def _in(zone: ZoneCgroup, part: str, *command: str) -> subprocess.Popen[bytes]:
+def _in(zone: ZoneCgroup, part: str, *command: str) -> Started:
     """A child that was put into all of the zone's groups before it runs the command."""
     parked = ("sh", "-c", 'read go; exec "$@" </dev/null', "sh", *command)
-    child = subprocess.Popen(parked, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = Started(parked, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     zone.join(part, child.pid)
     zone.join_v1(child.pid)
     assert child.stdin is not None
@@ -48,7 +49,7 @@ def _in(zone: ZoneCgroup, part: str, *command: str) -> subprocess.Popen[bytes]:
     return child
 
 
-def _python(zone: ZoneCgroup, code: str) -> subprocess.Popen[bytes]:
+def _python(zone: ZoneCgroup, code: str) -> Started:
     return _in(zone, "payload", sys.executable, "-Ic", code)
 
 
@@ -88,16 +89,14 @@ def test_a_process_leaves_the_v1_groups_of_its_session(zone: ZoneCgroup) -> None
 
 def test_what_is_stuck_is_described_by_pid_name_and_place(zone: ZoneCgroup) -> None:
     with _in(zone, "payload", "sleep", "1000") as child:
-        deadline = time.monotonic() + 10
-        while not any("sleep" in line for line in zone.stuck("payload")):
-            assert time.monotonic() < deadline
+        until(lambda: any("sleep" in line for line in zone.stuck("payload")), "the command")
         (line,) = zone.stuck("payload")
         assert line.startswith(f"{child.pid} (sleep)")
         zone.kill("payload")
 
 
 def test_a_dead_process_cannot_join(zone: ZoneCgroup) -> None:
-    with subprocess.Popen(["true"]) as child:
+    with Started(["true"]) as child:
         child.wait()
         with pytest.raises(PlatformError, match=f"cannot move process {child.pid} into .*No such process"):
             zone.join("payload", child.pid)

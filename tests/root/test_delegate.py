@@ -20,6 +20,7 @@ import pytest
 
 from tests.kit.instance import CHECKOUT, Instance
 from tests.kit.nursery import Nursery
+from tests.kit.processes import Started
 from tests.kit.waiting import until
 from tests.root.attacks.conftest import one_installed
 from zonemgr.wire.start import DELEGATE_SOCKET
@@ -125,7 +126,7 @@ def test_a_right_to_log_in_is_no_right_to_run_commands(shared: Instance) -> None
 def test_a_manager_at_a_terminal_gets_a_terminal_of_the_zones(shared: Instance) -> None:
     master_fd, slave_fd = os.openpty()
     words = [sys.executable, "-c", COMMAND, MANAGER, "login", "web"]
-    with subprocess.Popen(words, env=shared.env, stdin=slave_fd, stdout=slave_fd, stderr=slave_fd, cwd="/") as child:
+    with Started(words, env=shared.env, stdin=slave_fd, stdout=slave_fd, stderr=slave_fd, cwd="/") as child:
         os.close(slave_fd)
         said = ""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import Started
 from zonemgr.wire import peers
 from zonemgr.wire.peers import CallerError
 from zonemgr.wire.server import Listener, Peer
@@ -51,7 +52,7 @@ def knock(door: tuple[Listener, Path], *wrapper: str) -> tuple[Peer | str, str]:
     """What the door thinks of a caller started through these words, and what the caller was told."""
     listener, path = door
     words = [*wrapper, "/usr/bin/python3", "-c", KNOCK, str(path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as caller:
+    with Started(words, stdout=subprocess.PIPE, text=True) as caller:
         result = _accept(listener)
         if isinstance(result, Peer):
             result.close()

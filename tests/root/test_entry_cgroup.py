@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.instance import Instance
+from tests.kit.waiting import until
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 
 pytestmark = pytest.mark.requires("root", "userns", "net", "cgroup")
@@ -47,7 +49,17 @@ def handed_down(instance: Instance) -> Iterator[str]:
 
 def _restore(root: Path, controller: str, before: list[str]) -> None:
     if controller not in before:
+        until(lambda: _takes_back(root, controller), "the end of the folders below that have it")
+
+
+def _takes_back(root: Path, controller: str) -> bool:
+    try:
         root.write_text(f"-{controller}")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def test_login_is_born_in_a_leaf_once_controllers_are_handed_down(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import Started
 from tests.kit.waiting import until
 from zonemgr.errors import PlatformError
 from zonemgr.linux import caps, hints, inotify, libc, mounts, namespaces, process, pty
@@ -194,7 +195,11 @@ def test_the_session_keyring_is_new() -> None:
 
 
 def test_a_process_is_alive_by_pid_and_start_time_and_a_zombie_is_not() -> None:
-    child = subprocess.Popen(["/bin/sleep", "60"])
+    with Started(["/bin/sleep", "60"]) as child:
+        _check_life_and_death(child)
+
+
+def _check_life_and_death(child: Started) -> None:
     started = process.start_time(child.pid)
     assert process.is_alive(child.pid, started)
     assert not process.is_alive(child.pid, (started or 0) + 1)

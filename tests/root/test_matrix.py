@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import door
+from tests.kit import door, processes, victims
 from tests.kit.brands import Traced
 from tests.kit.instance import Instance
 from tests.kit.waiting import until
@@ -248,11 +248,7 @@ def frozen(instance: Instance) -> Iterator[None]:
 
 
 def _stuck(cgroup: Path) -> bool:
-    for file in cgroup.rglob("cgroup.procs"):
-        for pid in file.read_text().split():
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
-                return True
-    return False
+    return any(processes.read(pid, "stat").rpartition(")")[2].startswith(" D") for pid in victims.members(cgroup))
 
 
 @pytest.mark.requires("loop")

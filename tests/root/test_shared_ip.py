@@ -14,6 +14,7 @@ import pytest
 from tests.kit import outside as world
 from tests.kit.instance import Instance
 from tests.kit.outside import FAR4, FAR6, HOST4, HOST6, Outside
+from tests.kit.processes import Started
 from tests.root.attacks.inside import ask
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -101,7 +102,7 @@ answer({{
 def test_a_zone_on_the_hosts_stack(scene: Scene) -> None:
     instance, place = scene.instance, scene.outside
     assert {OWN4, OWN6} <= {word.partition("/")[0] for word in host_addresses(place.link).split()}
-    with subprocess.Popen(place.words("python3", "-c", ECHO), stdout=subprocess.PIPE) as echo:
+    with Started(place.words("python3", "-c", ECHO), stdout=subprocess.PIPE) as echo:
         assert echo.stdout
         echo.stdout.readline()
         said = ask(instance, PROGRAM.replace("LINK", place.link))

@@ -8,13 +8,14 @@ import pty
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import Started
 from zonemgr.cli.terminal import Escape, Keys, escape_character, window
 from zonemgr.errors import UsageError
 
@@ -135,7 +136,7 @@ class Operator:
         self.zone.settimeout(20)
         self.master_fd, self.slave_fd = pty.openpty()
         self.resize(24, 80)
-        self.process = subprocess.Popen(
+        self.process = Started(
             [sys.executable, "-c", OPERATOR, str(theirs.fileno())],
             stdin=self.slave_fd,
             stdout=self.slave_fd,
@@ -163,18 +164,25 @@ class Operator:
             data += os.read(self.master_fd, length - len(data))
         return data
 
-    def close(self) -> None:
+    def leaves(self) -> None:
         self.zone.close()
         assert self.process.wait(20) == 0
+
+    def close(self) -> None:
+        self.zone.close()
+        self.process.end()
         os.close(self.master_fd)
         os.close(self.slave_fd)
 
 
 @pytest.fixture
-def operator() -> Operator:
+def operator() -> Iterator[Operator]:
     made = Operator()
-    assert made.zone_gets(7) == b"<24 80>"
-    return made
+    try:
+        assert made.zone_gets(7) == b"<24 80>"
+        yield made
+    finally:
+        made.close()
 
 
 def test_keys_and_output_pass_unchanged(operator: Operator) -> None:
@@ -183,7 +191,7 @@ def test_keys_and_output_pass_unchanged(operator: Operator) -> None:
     assert operator.zone_gets(len(every)) == every
     operator.zone.sendall(every)
     assert operator.sees(len(every)) == every
-    operator.close()
+    operator.leaves()
 
 
 def test_the_escape_disconnects_and_the_terminal_is_restored(operator: Operator) -> None:
@@ -195,18 +203,18 @@ def test_the_escape_disconnects_and_the_terminal_is_restored(operator: Operator)
     assert operator.sees(5) == b"~.END"
     assert operator.process.wait(20) == 0
     assert termios.tcgetattr(operator.slave_fd)[3] & termios.ECHO
-    operator.close()
+    operator.leaves()
 
 
 def test_the_end_of_the_zones_side_ends_it(operator: Operator) -> None:
     operator.zone.sendall(b"bye")
     operator.zone.shutdown(socket.SHUT_RDWR)
     assert operator.sees(6) == b"byeEND"
-    operator.close()
+    operator.leaves()
 
 
 def test_a_new_window_size_is_told(operator: Operator) -> None:
     operator.resize(50, 132)
     operator.process.send_signal(signal.SIGWINCH)
     assert operator.zone_gets(8) == b"<50 132>"
-    operator.close()
+    operator.leaves()

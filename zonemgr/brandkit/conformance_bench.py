@@ -234,14 +234,15 @@ class Bench:
         for name, state in self.states().items():
             if state not in ("configured", "incomplete", "installed"):
                 self.zonemgr("unmount" if state == "mounted" else "halt", name, check=False)
-        self.remove_bridge()
+        self.remove_network()
         if not self.mounts():  # otherwise we would delete what is mounted
             shutil.rmtree(self.root, ignore_errors=True)
 
-    def remove_bridge(self) -> None:
-        """The instance's own bridge, if it has made one."""
-        from zonemgr.linux import netlink
+    def remove_network(self) -> None:
+        """The instance's own tables and bridge, if it has made any: they are kept for a next zone, and none comes."""
+        from zonemgr.linux import netlink, nft
 
+        nft.delete_tables(f"zonemgr{self.layout.suffix}")
         bridge = f"zbr0{self.layout.suffix}"
         if Path("/sys/class/net", bridge).exists():
             netlink.delete_link(bridge)

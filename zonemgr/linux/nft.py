@@ -39,6 +39,14 @@ def listing(*words: str) -> list[dict[str, Any]]:
     return list(json.loads(text)["nftables"]) if text else []
 
 
+def delete_tables(name: str) -> None:
+    """Every table of this name goes, of whatever family, with all that is in it."""
+    tables = [item["table"] for item in (listing("tables") if program() else ()) if "table" in item]
+    lines = [f"delete table {table['family']} {name}\n" for table in tables if table["name"] == name]
+    if lines:
+        run("".join(lines))
+
+
 def rule_text(chain: str, handle: int) -> str:
     """A rule of a chain ("family table chain") as people write it."""
     for line in Batch(f"list chain {chain}\n", "-a").wait().splitlines():

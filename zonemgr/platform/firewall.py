@@ -12,7 +12,6 @@ not overrule another's drop.  That is why ``Admit`` exists, and why ``filtertrac
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import json
 import re
@@ -365,13 +364,6 @@ def exists(name: str) -> bool:
     except nft.Refusal:
         return False
     return True
-
-
-def delete(name: str) -> None:
-    """Both tables go, with everything in them."""
-    for family in ("bridge", "inet"):
-        with contextlib.suppress(nft.Refusal):  # it is not there
-            nft.run(f"delete table {family} {name}\n")
 
 
 # -- rules in chains of others ----------------------------------------------------------------------------------

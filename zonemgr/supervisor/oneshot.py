@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from zonemgr.brandkit import loader
 from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.errors import Exit, UsageError, ZoneError
-from zonemgr.linux import netlink
+from zonemgr.linux import netlink, nft
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan as plans
 from zonemgr.model.bootargs import filter_bootargs
@@ -233,7 +233,7 @@ def _check_host(layout: Layout) -> list[Finding]:
             return []
         findings = []
         for name in list(ledger.tables):
-            findings.append(_act("host", f"nftables table {name}", lambda name=name: firewall.delete(name)))
+            findings.append(_act("host", f"nftables table {name}", lambda name=name: nft.delete_tables(name)))
             ledger.tables.remove(name)
         for name, before in list(ledger.settings.items()):
             findings.append(_act("host", f"setting {name}", lambda n=name, b=before: _restore(n, b), "restored"))

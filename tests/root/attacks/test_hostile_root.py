@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.instance import Instance
+from tests.kit.processes import Started
 from tests.root.attacks.conftest import Bait
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -277,7 +278,7 @@ def test_a_mount_point_that_changes_places_with_a_link_all_the_time_leads_nowher
     """Somebody can write in the zone's root while it boots: another zone with the same folder bound, say."""
     folder = prepared.layout.zonepath("web") / "root/srv"
     command = [sys.executable, "-c", SWAP, str(folder), str(bait.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as swapper:
+    with Started(command, stdout=subprocess.PIPE, text=True) as swapper:
         assert swapper.stdout is not None
         assert swapper.stdout.readline() == "swapping\n"
         for _ in range(3):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.kit.console import Console
 from tests.kit.instance import Instance
+from tests.kit.processes import Started
 from tests.root.attacks.inside import PRELUDE
 
 pytestmark = pytest.mark.requires("root", "userns", "mount", "net", "cgroup")
@@ -43,10 +44,10 @@ def test_a_command_at_a_terminal_of_login_cannot_type_at_the_operators(web: Inst
     master_fd, slave_fd = pty.openpty()
     name = os.ttyname(slave_fd)
     command = [*web.command, "login", "-t", "web", "--", "/usr/bin/python3", "-c", PRELUDE + INJECT]
-    child = subprocess.Popen(command, env=web.env, stdin=slave_fd, stdout=slave_fd, stderr=slave_fd)
     try:
-        said = typed_back(master_fd, child)
-        assert child.wait() == 0, said
+        with Started(command, env=web.env, stdin=slave_fd, stdout=slave_fd, stderr=slave_fd) as child:
+            said = typed_back(master_fd, child)
+            assert child.wait() == 0, said
         os.set_blocking(slave_fd, False)
         with pytest.raises(BlockingIOError):
             os.read(slave_fd, 100)  # nothing was typed for whoever reads this terminal next
