@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.controllers import handing_down
 from tests.kit.processes import Started
 from tests.kit.waiting import until
 from zonemgr.errors import PlatformError
@@ -287,17 +288,15 @@ def test_statistics_count_processor_time_and_processes(zone: ZoneCgroup) -> None
 
 def test_a_cgroup2_controller_is_handed_down_to_the_leaves(zone: ZoneCgroup) -> None:
     """With one that no other hierarchy has taken; the root's own setting is put back."""
-    root = HIERARCHY.unified()
-    free = (root / "cgroup.controllers").read_text().split()
-    before = (root / "cgroup.subtree_control").read_text().split()
-    if not free:
-        pytest.skip("this host's cgroup2 has no controller")
-    try:
-        assert zone.enable(free[0])
-        assert free[0] in (zone.part_path("payload") / "cgroup.controllers").read_text().split()
-    finally:
-        for folder in (zone.path, zone.path.parent, root):
-            if folder != root or free[0] not in before:
+    with handing_down() as root:
+        free = (root / "cgroup.controllers").read_text().split()
+        if not free:
+            pytest.skip("this host's cgroup2 has no controller")
+        try:
+            assert zone.enable(free[0])
+            assert free[0] in (zone.part_path("payload") / "cgroup.controllers").read_text().split()
+        finally:
+            for folder in (zone.path, zone.path.parent):
                 (folder / "cgroup.subtree_control").write_text(f"-{free[0]}")
 
 

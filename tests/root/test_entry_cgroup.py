@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
+from tests.kit.controllers import handing_down
 from tests.kit.instance import Instance
-from tests.kit.waiting import until
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 
 pytestmark = pytest.mark.requires("root", "userns", "net", "cgroup")
@@ -37,29 +34,11 @@ def handed_down(instance: Instance) -> Iterator[str]:
     """A running zone to which the host has handed a controller down; taken back from the host's root afterwards."""
     instance.running("web")
     controller = a_controller()
-    root = detect().unified() / "cgroup.subtree_control"
-    before = root.read_text().split()
     cgroup = ZoneCgroup(detect(), "zonemgr" + instance.suffix, "web")
-    with ExitStack() as stack:
-        stack.callback(_restore, root, controller, before)
-        stack.callback(instance.run, "halt", "web")
+    with handing_down():
         assert cgroup.enable(controller)
         yield controller
-
-
-def _restore(root: Path, controller: str, before: list[str]) -> None:
-    if controller not in before:
-        until(lambda: _takes_back(root, controller), "the end of the folders below that have it")
-
-
-def _takes_back(root: Path, controller: str) -> bool:
-    try:
-        root.write_text(f"-{controller}")
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
+        instance.run("halt", "web")
 
 
 def test_login_is_born_in_a_leaf_once_controllers_are_handed_down(
