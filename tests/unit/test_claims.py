@@ -1,4 +1,4 @@
-"""Claims: one holder each, in one file, while the holder has a ledger."""
+"""Claims: one holder each, a file for each, while the holder has a ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_claim_has_one_holder_until_it_is_given_back(layout: Layout) -> None:
     with pytest.raises(PlatformError, match=r"address 10\.0\.0\.2 is in use by zone web"):
         claims.take(layout, "db", "10.0.0.2")
     claims.give_back(layout, "db", "10.0.0.2")
-    assert claims.holders(layout) == {"10.0.0.2": "web"}
+    assert list(claims.holders(layout, "10.0.0.2")) == ["web"]
     claims.give_back(layout, "web", "10.0.0.2")
     claims.take(layout, "db", "10.0.0.2")
 
@@ -37,13 +37,17 @@ def test_a_port_of_every_address_is_also_that_of_one(layout: Layout) -> None:
     with pytest.raises(PlatformError, match=r"port 80/tcp of 127\.0\.0\.1 is in use by zone web"):
         claims.take(layout, "db", "tcp/80/127.0.0.1")
     claims.take(layout, "db", "udp/80")
+    claims.take(layout, "db", "tcp/81/127.0.0.1")
+    with pytest.raises(PlatformError, match=r"port 81/tcp is in use by zone db"):
+        claims.take(layout, "web", "tcp/81")
+    claims.take(layout, "web", "tcp/81/::1")
 
 
 def test_what_a_zone_without_a_ledger_held_is_free(layout: Layout) -> None:
     claims.take(layout, "web", "10.0.0.2")
     (layout.zone_run("web") / "ledger.jsonl").unlink()
     claims.take(layout, "db", "10.0.0.2")
-    assert claims.holders(layout) == {"10.0.0.2": "db"}
+    assert list(claims.holders(layout, "10.0.0.2")) == ["db"]
 
 
 def _try(layout: Layout, zonename: str) -> bool:

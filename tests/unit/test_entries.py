@@ -72,3 +72,20 @@ def test_what_is_no_zones_file_is_passed_over(layout: Layout) -> None:
     layout.config(".hidden").write_text("")
     layout.config("bad name").write_text("")
     assert set(entries.read_all(layout)) == set(NAMES)
+
+
+def linked(address: str) -> str:
+    return f'brand = "native"\n[[net]]\nanet = "zbr0"\naddress = "{address}"\n'
+
+
+def test_what_zones_claim_is_remembered_too(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.config("z5").write_text(linked("10.0.0.5/24"))
+    assert entries.claims(layout) == {"10.0.0.5": {"z5"}}
+    monkeypatch.setattr(zones, "load", lambda *_: pytest.fail("a configuration was read again"))
+    assert entries.claims(layout) == {"10.0.0.5": {"z5"}}
+
+
+def test_a_claim_counts_though_its_zones_record_is_damaged(layout: Layout) -> None:
+    layout.config("z1").write_text(linked("10.0.0.5/24"))
+    layout.state("z1").write_text("{")
+    assert entries.claims(layout) == {"10.0.0.5": {"z1"}}

@@ -232,7 +232,7 @@ def test_zone_ids_grow_wrap_and_pass_over_those_in_use(layout: Layout) -> None:
 
 def test_settings_have_defaults_and_a_relocated_instance_a_bridge_of_its_own(layout: Layout) -> None:
     host = settings.load(Layout(Path("/nonexistent")))
-    assert settings.default_addresses(Layout(Path("/"))) == ("10.91.0.1/24", "fd91::1/64")
+    assert settings.default_addresses(Layout(Path("/"))) == ("10.91.0.1/20", "fd91::1/64")
     assert (host.hook_s, host.kill_s, host.transition_s, host.shutdown_s) == (120, 30, 600, 60)
     found = settings.load(layout)
     assert found.bridge == "zbr0" + layout.suffix

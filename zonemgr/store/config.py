@@ -18,7 +18,7 @@ from typing import Any, Final
 from zonemgr.errors import ConfigError, NoSuchZoneError
 from zonemgr.model import network, schema
 from zonemgr.model.zone import Zone
-from zonemgr.store import events, files, toml, zones
+from zonemgr.store import entries, events, files, toml, zones
 from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
 from zonemgr.store.toml import KeyPath, Statement
@@ -332,22 +332,11 @@ def _tell(layout: Layout, zonename: str, change: str) -> None:
     events.publish_best_effort(layout, {"type": "config", "zonename": zonename, "change": change})
 
 
-def others(layout: Layout, zonename: str) -> Iterator[Zone]:
-    """All other zones whose configuration can be read."""
-    for name in zones.names(layout):
-        if name == zonename:
-            continue
-        try:
-            yield zones.load(layout, name)
-        except (ConfigError, NoSuchZoneError):
-            continue
-
-
 def check_addresses(layout: Layout, zone: Zone) -> None:
     """Refuse an address or a forwarded port that another zone has, or an address of the default bridge.  Raises
     ConfigError."""
     if network.claims(zone):
-        _check_claims(layout, zone, owners(others(layout, zone.zonename)))
+        _check_claims(layout, zone, entries.claims(layout))
 
 
 def check_address_set(layout: Layout, zones_of_set: Iterable[Zone], changed: Collection[str]) -> None:
@@ -394,11 +383,6 @@ def _rivals(claim: str, taken: Mapping[str, set[str]]) -> set[str]:
     return {name for other, names in taken.items() if network.collide(claim, other) for name in names}
 
 
-def addresses(zone: Zone) -> set[str]:
-    """The addresses of a zone, without prefix lengths."""
-    return {address.partition("/")[0] for link in zone.net for address in link.address}
-
-
 def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]:
     """(addresses with prefix lengths, routers) for a new link on the default bridge: in each of the bridge's networks
     the lowest that no other zone has.  Raises ConfigError when a network is full."""
@@ -406,7 +390,9 @@ def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]
 
     from zonemgr.store import settings
 
-    taken = {ipaddress.ip_address(bare) for other in others(layout, zonename) for bare in addresses(other)}
+    claimed = entries.claims(layout).items()
+    others = [claim for claim, names in claimed if names - {zonename} and not network.is_port(claim)]
+    taken = set(map(ipaddress.ip_address, others))
     found: list[str] = []
     routers: list[str] = []
     wanted = settings.load(layout)
@@ -415,7 +401,11 @@ def free_addresses(layout: Layout, zonename: str) -> tuple[list[str], list[str]]
         hosts = _pool(router.network, wanted.address_pool)
         free = next((host for host in hosts if host != router.ip and host not in taken), None)
         if free is None:
-            raise ConfigError("no address is left in {network}", network=router.network)
+            raise ConfigError(
+                "no address is left in {network} (bridge-address in {file} may be a larger network)",
+                network=router.network,
+                file=layout.settings,
+            )
         found.append(f"{free}/{router.network.prefixlen}")
         routers.append(str(router.ip))
     return found, routers

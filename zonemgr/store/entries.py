@@ -22,12 +22,25 @@ from zonemgr.store.zones import Entry
 Stamp = list[int] | None  # inode, time, size; None: no such file
 
 WORTH_WRITING: Final = 8  # entries that had to be worked out; fewer are quicker read again than written
-_VERSION: Final = f"{zonemgr.__version__} 1"
+_VERSION: Final = f"{zonemgr.__version__} 2"
 _FIELDS: Final = ("uuid", "uid_base", "brand", "zonepath", "ip_type", "idmap_marker", "label")
+_SEVERAL: Final = ("layers", "claims")
 
 
-def read_all(layout: Layout) -> dict[str, Entry]:
-    """The entry of every configured zone, and of those that have something on disk though their file is gone."""
+def claims(layout: Layout) -> dict[str, set[str]]:
+    """Each address and port that configurations claim, and the zones that do."""
+    found: dict[str, set[str]] = {}
+    for name, entry in read_all(layout, whole=True).items():
+        for claim in entry.claims:
+            found.setdefault(claim, set()).add(name)
+    return found
+
+
+def read_all(layout: Layout, *, whole: bool = False) -> dict[str, Entry]:
+    """The entry of every configured zone, and of those that have something on disk though their file is gone.
+
+    Raises PlatformError for a damaged record, unless ``whole``: then what the zone is configured to be still counts.
+    """
     configurations = _stamps(layout.config("x").parent, ".toml")
     records = _stamps(layout.state("x").parent, ".json")
     remembered = _remembered(layout)
@@ -43,6 +56,11 @@ def read_all(layout: Layout) -> dict[str, Entry]:
             try:
                 entry = zones.read_entry(layout, name)
             except NoSuchZoneError:
+                continue
+            except PlatformError:
+                if not whole:
+                    raise
+                found[name] = zones.configured(layout, zones.Entry(name))
                 continue
         found[name] = entry
         rows[name] = {"stamps": stamps, **_row(entry)}
@@ -92,8 +110,9 @@ def _entry(name: str, row: Mapping[str, Any], stamps: list[Stamp]) -> Entry | No
     if row.get("stamps") != stamps:
         return None
     try:
-        given = {field: row[field] for field in _FIELDS}
-        return Entry(zonename=name, state=State.of(row["state"]), layers=tuple(row["layers"]), **given)
+        given: dict[str, Any] = {field: row[field] for field in _FIELDS}
+        given |= {field: tuple(row[field]) for field in _SEVERAL}
+        return Entry(zonename=name, state=State.of(row["state"]), **given)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -101,8 +120,7 @@ def _entry(name: str, row: Mapping[str, Any], stamps: list[Stamp]) -> Entry | No
 def _row(entry: Entry) -> dict[str, Any]:
     return {
         "state": entry.state.label,
-        "layers": entry.layers,
-        **{field: getattr(entry, field) for field in _FIELDS},
+        **{field: getattr(entry, field) for field in (*_FIELDS, *_SEVERAL)},
     }
 
 

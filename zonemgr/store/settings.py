@@ -102,7 +102,7 @@ def default_addresses(layout: Layout) -> tuple[str, ...]:
     """The default bridge's addresses.  A relocated instance has a bridge of its own, so it gets networks of its own,
     derived from its root: two bridges with the same network would answer for each other's zones."""
     if not layout.suffix:
-        return ("10.91.0.1/24", "fd91::1/64")
+        return ("10.91.0.1/20", "fd91::1/64")  # as many addresses as four bridges have ports
     digest = zlib.crc32(os.fsencode(layout.root), 1).to_bytes(4, "little")
     return (
         f"10.{92 + digest[0] % 128}.{digest[1]}.1/24",

@@ -264,10 +264,10 @@ def _has_program(name: str) -> bool:
 
 def _addresses(layout: Layout, zone: Zone) -> Iterator[str]:
     """Two zones with one address would answer for each other.  The claims know, without a look at each zone."""
-    held = claims.holders(layout)
     for address in sorted({network.bare(address) for link in zone.net for address in link.address}):
-        if held.get(address, zone.zonename) != zone.zonename:
-            yield f"address {address} is in use by zone {held[address]}."
+        for other in claims.holders(layout, address):
+            if other != zone.zonename:
+                yield f"address {address} is in use by zone {other}."
 
 
 def _limit_warnings(zone: Zone, command: str) -> Iterator[str]:

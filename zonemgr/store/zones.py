@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zonemgr.errors import ConfigError, InternalError, NoSuchZoneError, PlatformError
-from zonemgr.model import checks
+from zonemgr.model import checks, network
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
 from zonemgr.store import events, files, toml
@@ -37,6 +37,7 @@ class Entry:
     idmap_marker: str | None = None
     layers: tuple[str, ...] = ()  # the frozen origins that its root lies on, the uppermost first
     label: str = ""  # of the configuration; not stored
+    claims: tuple[str, ...] = ()  # likewise: addresses and ports that only one zone may have
 
 
 def check_name(name: str) -> None:
@@ -152,13 +153,22 @@ def read_entry(layout: Layout, name: str) -> Entry:
     """
     if not exists(layout, name):
         raise NoSuchZoneError(name)
-    entry = _stored(layout, name)
+    return configured(layout, _stored(layout, name))
+
+
+def configured(layout: Layout, entry: Entry) -> Entry:
+    """The entry with what the zone's configuration says, as far as that can be read."""
     try:
-        zone = load(layout, name)
+        zone = load(layout, entry.zonename)
     except (ConfigError, NoSuchZoneError):
         return entry
     return dataclasses.replace(
-        entry, brand=zone.brand, zonepath=zone.zonepath, ip_type=zone.ip_type, label=zone.label
+        entry,
+        brand=zone.brand,
+        zonepath=zone.zonepath,
+        ip_type=zone.ip_type,
+        label=zone.label,
+        claims=network.claims(zone),
     )
 
 
@@ -244,7 +254,7 @@ def _write(layout: Layout, entry: Entry) -> None:
         raise InternalError("nothing is recorded in an alternate root")
     files.make_directory(layout.state(entry.zonename).parent)
     table = {"version": ENTRY_VERSION, **dataclasses.asdict(entry), "state": entry.state.label}
-    del table["label"]
+    del table["label"], table["claims"]
     files.write_json(layout.state(entry.zonename), table)
 
 
