@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import zonemgr
-from tests.kit import leaks
+from tests.kit import answers, leaks
 from tests.kit.processes import Started
 from tests.kit.waiting import until
 from zonemgr.errors import ZoneError
@@ -78,6 +78,7 @@ class Instance:
             done = self.runner.complete(args, self.env, input, timeout)
         else:
             done = self._start(args, {**self.env, **(env or {})}, input, timeout)
+        answers.check(args, done.returncode, done.stdout)
         wanted = 0 if check is True else check
         if check is not False and done.returncode != wanted:
             raise Failed(

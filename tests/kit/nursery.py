@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.kit import answers
 from tests.kit.instance import CHECKOUT, Failed, Instance
 from zonemgr.linux import process
 
@@ -103,6 +104,7 @@ class Nursery:
     ) -> subprocess.CompletedProcess[str]:
         """Run ``zonemgr WORDS`` for an instance.  ``check`` as ``Instance.run`` has it."""
         done = self.complete(words, instance.env, faults=faults)
+        answers.check(words, done.returncode, done.stdout)
         wanted = 0 if check is True else check
         if check is not False and done.returncode != wanted:
             said = f"{done.stdout}{done.stderr}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.kit import answers
 from zonemgr.cli.main import program, run
 from zonemgr.cli.output import Session
 
@@ -31,6 +32,8 @@ def caller(root: Path, capsys: pytest.CaptureFixture[str]) -> Zonemgr:
             run(program, ["--root", str(root), *words], Session())
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
-        return Answer(int(ended.value.code or 0), captured.out, captured.err)
+        code = int(ended.value.code or 0)
+        answers.check(words, code, captured.out)
+        return Answer(code, captured.out, captured.err)
 
     return call

@@ -77,6 +77,10 @@ def test_the_table_of_states_is_in_step_with_the_grid() -> None:
         assert f"| {state.label} |" in text
 
 
+def test_the_document_of_answers_in_json_is_in_step_with_their_table() -> None:
+    assert (CHECKOUT / "contrib/docs/json.md").read_text() == made_by("json"), "run contrib/docs/json"
+
+
 def test_each_dependency_has_its_reason_and_its_cost() -> None:
     text = (CHECKOUT / "HACKING.md").read_text()
     rows = dict(re.findall(r"^\| ([\w-]+) \|.*\| (.* ms, .* MB) \|$", text, re.MULTILINE))

@@ -15,6 +15,7 @@ import pytest
 from tests.kit import strike
 from tests.kit.instance import Instance
 from zonemgr.brandkit import layers
+from zonemgr.cli.lifecycle import INTERRUPTED
 from zonemgr.store import idranges, zones
 
 pytestmark = [pytest.mark.requires("root"), pytest.mark.long]
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.requires("root"), pytest.mark.long]
 # Every change is a point when this is set; otherwise a sample.
 ALL: Final = "ZONEMGR_ALL_POINTS" in os.environ
 MOST: Final = 10_000 if ALL else 4
+MOST_INTERRUPTED: Final = 10_000 if ALL else 1
 
 _BRAND: Final = '''
 """A root of a few files."""
@@ -157,6 +159,28 @@ CASES: Final = {
 }
 
 
+def test_a_set_that_is_interrupted_is_whole_zone_by_zone(instance: Instance) -> None:
+    folder = instance.root / "declared"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.toml").write_text("max-lwps = 500\n")
+    words = ("apply", "-f", str(folder), "-F")
+    total = strike.count(instance, *words)
+    interrupted = set()
+    for number in strike.points(total, 10_000 if ALL else 5):
+        for name in instance.states():
+            instance.run("delete", "-F", name)
+        answer = strike.interrupt(instance, number, *words)
+        made = len(instance.states())
+        if answer.code:
+            assert (answer.code, answer.out.count("create ")) == (INTERRUPTED, 3), answer
+            assert f"interrupted: {made} of 3 zones are as declared" in answer.err or not made, (number, answer)
+            interrupted.add(made)
+        plan = instance.json("apply", "-f", str(folder), "--dry-run")["zones"]
+        assert sorted(zone["action"] for zone in plan) == sorted(["keep"] * made + ["create"] * (3 - made)), number
+    assert interrupted & {1, 2}
+
+
 @pytest.fixture
 def tiny(instance: Instance) -> Instance:
     folder = instance.layout.etc / "brands/tiny"
@@ -167,15 +191,28 @@ def tiny(instance: Instance) -> Instance:
 
 @pytest.mark.parametrize("verb", CASES)
 def test_a_verb_killed_anywhere_leaves_a_way_out(tiny: Instance, verb: str) -> None:
-    case = CASES[verb]
+    _sweep(tiny, CASES[verb], MOST, strike.strike)
+
+
+@pytest.mark.parametrize("verb", CASES)
+def test_a_verb_interrupted_anywhere_leaves_a_way_out(tiny: Instance, verb: str) -> None:
+    _sweep(tiny, CASES[verb], MOST_INTERRUPTED, _interrupt)
+
+
+def _interrupt(instance: Instance, number: int, *words: str) -> None:
+    answer = strike.interrupt(instance, number, *words)
+    assert "Traceback" not in answer.err, (number, answer.err)
+
+
+def _sweep(tiny: Instance, case: Case, most: int, blow: Callable[..., object]) -> None:
     words = _filled(tiny, case.words)
     _prepare(tiny, case)
     total = strike.count(tiny, *words)
     _get_out(tiny)
-    for number in strike.points(total, MOST):
+    for number in strike.points(total, most):
         _prepare(tiny, case)
         source = _digest(tiny, "web") if case.reads else ""
-        strike.strike(tiny, number, *words)
+        blow(tiny, number, *words)
         states = tiny.states()
         assert set(states.values()) <= set(case.states), (number, states)
         if source:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.kit import door, victims
+from tests.kit.brands import Traced
 from tests.kit.instance import Instance
 from tests.kit.nursery import Nursery, nursery
 from tests.kit.waiting import until
@@ -320,6 +322,44 @@ def test_a_change_is_reverted_although_the_supervisor_or_zsched_was_killed(own: 
     assert "only a reboot can change the zone" in own.said
     own.instance.run("reboot", "web")
     assert own.pids_max() == "381"
+
+
+_WAITS: Final = """
+    version = '1'
+
+    def verify(self, zone, command):
+        return self._hook(zone, "verify", command)
+"""
+
+
+def test_ctrl_c_lets_the_change_go_on(instance: Instance, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    brand = Traced(instance, declarations=_WAITS)
+    instance.running("web", "-b", brand.name)
+    brand.script({"verify apply": f"wait {gate}"})
+    on_its_own = "the apply goes on, and is taken back unless it is confirmed (zonemgr confirm web)"
+    for number, (words, what_follows) in enumerate(
+        [([], "the apply goes on"), (["--json"], "the apply goes on"), (["--confirm", "1h"], on_its_own)], start=351
+    ):
+        instance.run("config", "web", f"set max-lwps={number}")
+        client = instance.popen("apply", "web", *words)
+        assert client.stderr is not None
+        assert client.stderr.readline() == "zonemgr: zone 'web': waiting\n"
+        client.send_signal(signal.SIGINT)
+        out, said = client.communicate(timeout=60)
+        assert (client.returncode, out) == (130, "")
+        assert said == f"zonemgr: zone 'web': interrupted: {what_follows}\n"
+        gate.write_text("")
+        until(lambda: _cap(instance) == number, "the change")  # noqa: B023 - it ends in here
+    brand.script()
+    instance.run("confirm", "web", "--revert")
+    assert _cap(instance) == 352
+
+
+def _cap(instance: Instance) -> int:
+    (zone,) = instance.json("list", "web")
+    return int(next(limit["effective"] for limit in zone["limits"] if limit["name"] == "max-lwps"))
 
 
 def test_a_halt_ends_the_waiting_and_ready_zones_change_too(own: Web) -> None:

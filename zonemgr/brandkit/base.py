@@ -179,7 +179,7 @@ class Brand:
     def verify(self, zone: ZoneInfo, command: str) -> int | None:
         """Refuse what this brand cannot run here and now (the reference's verify_adm).
 
-        ``command`` is the verb that asks: verify, install, clone, attach, ready, boot, reboot or mount.
+        ``command`` is the verb that asks: verify, install, clone, attach, ready, boot, reboot, mount or apply.
         """
 
     # -- life cycle; each ``post`` and ``pre`` hook gets the arguments of its verb

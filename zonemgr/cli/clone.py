@@ -142,7 +142,10 @@ def _configure(session: Session, source: str, name: str) -> None:
         draft = config.Draft.new(session.layout, name, config.text_from_zone(session.layout, name, source))
         zone = draft.save_locked()
     addresses = ", ".join(address for link in zone.net for address in link.address)
-    session.note(f"configured like {source}" + (f", at {addresses}" if addresses else ""), name)
+    text = message("configured like {source}", source=source)
+    if addresses:
+        text = message("configured like {source}, at {addresses}", source=source, addresses=addresses)
+    session.note(text, name)
 
 
 def take_back_configuration(layout: Layout, name: str) -> None:

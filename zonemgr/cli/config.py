@@ -57,7 +57,7 @@ def config(session: Session, zonename: str, words: tuple[str, ...], file: str | 
     """
     if words and file:
         raise UsageError("give commands or -f FILE, not both")
-    with session.about(zonename):
+    with session.acting_on(zonename):
         name_check("config", zonename)
         zones.check_name(zonename)
         if not words and file is None and not sys.stdin.isatty():

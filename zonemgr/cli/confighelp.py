@@ -85,10 +85,8 @@ def _lines_in_resources(name: str) -> list[str]:
     ]
     if not lines:
         names = [*COMMANDS, *schema.RESOURCES, *(row.name for row in schema.GLOBAL_PROPERTIES)]
-        near = schema.nearest(name, names)
-        if near is None:
-            raise ConfigError("there is no help about '{name}'", name=name)
-        raise ConfigError("there is no help about '{name}' (did you mean '{near}'?)", name=name, near=near)
+        hint = schema.did_you_mean(name, names)
+        raise ConfigError("there is no help about '{name}'{hint}", name=name, hint=hint)
     return lines
 
 

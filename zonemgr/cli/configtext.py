@@ -88,8 +88,9 @@ def _split(line: str, number: int) -> Iterator[list[str]]:
             depth += (character in _OPENING) - (character in _CLOSING and depth > 0)
             word = (word or "") + character
     if quote or depth:
-        where = f"line {number}: " if number else ""
-        raise UsageError("{where}a quote or bracket is not closed", where=where)
+        if number:
+            raise UsageError("line {line}: a quote or bracket is not closed", line=number)
+        raise UsageError("a quote or bracket is not closed")
     if word is not None:
         words.append(word)
     yield _joined(words)

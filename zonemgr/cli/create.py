@@ -54,7 +54,7 @@ def create(
     if source is not None and template is not None:
         raise UsageError("--from cannot be given together with -t")
     given = assignments(properties)
-    with session.about(zonename):
+    with session.acting_on(zonename):
         name_check("create", zonename)
         zones.check_name(zonename)
         require_write_access(session.layout, "create")
@@ -65,7 +65,10 @@ def create(
         session.emit(zone.to_json())
         return
     addresses = ", ".join(address for link in zone.net for address in link.address)
-    session.note(f"configured at {addresses}" if addresses else "configured", zonename)
+    if addresses:
+        session.note(message("configured at {addresses}", addresses=addresses), zonename)
+    else:
+        session.note("configured", zonename)
     for name in zone.without_effect() if source is None else ():  # otherwise it was told when that was saved
         session.note(message("WARNING: {name} has no effect yet", name=name), zonename)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 import os
+import signal
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,10 +70,10 @@ class Item:
 
     def lines(self) -> Iterator[str]:
         running = self.running and self.action is Action.CHANGE
-        note = (
-            f" (it is running: 'apply {self.zonename}' or its next boot brings it there)" if running else ""
+        note = message(
+            " (it is running: 'apply {zonename}' or its next boot brings it there)", zonename=self.zonename
         )
-        yield f"{self.action.value} {self.zonename}{note}"
+        yield f"{self.action.value} {self.zonename}{note if running else ''}"
         for difference in self.differences:
             yield f"    {difference.describe()}"
 
@@ -299,7 +301,8 @@ def _carry_out(session: Session, items: Sequence[Item]) -> dict[str, str | None]
     outcomes: dict[str, str | None] = {}
     try:
         for item in items:
-            outcomes[item.zonename] = _one(session, item)
+            with _uninterrupted():
+                outcomes[item.zonename] = _one(session, item)
     except KeyboardInterrupt:
         done = sum(error is None for error in outcomes.values())
         session.message(
@@ -307,6 +310,16 @@ def _carry_out(session: Session, items: Sequence[Item]) -> dict[str, str | None]
         )
         raise
     return outcomes
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until one zone is done, so that each is either as declared or as it was."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one(session: Session, item: Item) -> str | None:

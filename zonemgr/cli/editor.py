@@ -88,7 +88,7 @@ class Editor:
                 self.command(line.words)
             except ZoneError as error:
                 if line.number:
-                    error.args = (f"line {line.number}: {error.args[0]}",)
+                    error.args = (message("line {line}: {text}", line=line.number, text=error.args[0]),)
                 raise
         if self.scope is not None:
             raise ConfigError("resource specification incomplete ('end' ends it); nothing is saved")
@@ -99,8 +99,8 @@ class Editor:
         name, rest = words[0], words[1:]
         method = COMMANDS.get(name)
         if method is None:
-            near = schema.nearest(name, COMMANDS)
-            hint = f" (did you mean '{near}'?)" if near else f" (there are {', '.join(COMMANDS)})"
+            hint = schema.did_you_mean(name, COMMANDS)
+            hint = hint or message(" (there are {names})", names=", ".join(COMMANDS))
             raise UsageError("no such command: {name}{hint}", name=name, hint=hint)
         method(self, rest)
 
@@ -233,7 +233,7 @@ class Editor:
         lines = configtext.export(self.edited().zone(), str(self.layout.zonepath(self.zonename)))
         text = "\n".join(lines)
         if "f" not in options:
-            self.session.data(text)
+            self.session.emit(lines) if self.session.json else self.session.data(text)
             return
         try:
             Path(options["f"]).write_text(text + "\n")

@@ -64,7 +64,7 @@ class Translation:
         self.commands.append((number, words))
 
     def report(self, number: int, text: str) -> None:
-        self.reports.append(f"line {number}: {text}" if number else text)
+        self.reports.append(message("line {line}: {text}", line=number, text=text) if number else text)
 
 
 def translate(text: str, *, bridge: str, links: Sequence[str] = ()) -> Translation:

@@ -274,14 +274,28 @@ def _run(jobs: Sequence[Callable[[], None]], at_once: int, tick: Callable[[int],
 def _let_go(session: Session, talks: Sequence[Conversation], request: Request) -> None:
     for talk in talks:
         if talk.exit_code is None:
-            text = (
-                f"interrupted: the {request.verb} goes on"
-                if talk.asked
-                else "interrupted before anything was asked"
-            )
-            if talk.asked and request.verb in ("ready", "boot"):
-                text += f" ({session.program} halt {talk.zonename} cancels it)"
-            session.message(text, talk.zonename)
+            session.message(_farewell(session, talk, request), talk.zonename)
+
+
+def _farewell(session: Session, talk: Conversation, request: Request) -> str:
+    """What becomes of the request that nobody waits for any more, and what may be done about it."""
+    if not talk.asked:
+        return message("interrupted before anything was asked")
+    if request.verb in ("ready", "boot"):
+        return message(
+            "interrupted: the {verb} goes on ({program} halt {zonename} cancels it)",
+            verb=request.verb,
+            program=session.program,
+            zonename=talk.zonename,
+        )
+    if request.parameters.get("confirm"):
+        return message(
+            "interrupted: the {verb} goes on, and is taken back unless it is confirmed ({program} confirm {zonename})",
+            verb=request.verb,
+            program=session.program,
+            zonename=talk.zonename,
+        )
+    return message("interrupted: the {verb} goes on", verb=request.verb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +385,9 @@ def _which(verb: Verb) -> Verb:
         click.option(
             "-j", "--jobs", type=click.IntRange(1, 1000), metavar="N", help="So many zones at once."
         ),
-        click.option("-b", "--brand", metavar="BRAND", help="The zones of this brand (of those that are named)."),
+        click.option(
+            "-b", "--brand", metavar="BRAND", help="The zones of this brand (of those that are named)."
+        ),
         click.option("-a", "--all", "everything", is_flag=True, help="All zones in a state for it."),
         click.argument("names", metavar="NAME...", nargs=-1),
     ):
@@ -425,9 +441,7 @@ def halt(session: Session, which: Choice) -> int:
 @_which
 @click.option("-r", "--reboot", "again", is_flag=True, help="Boot again afterwards; boot arguments after --.")
 @click.option("-t", "--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="How long to wait.")
-def shutdown(
-    session: Session, which: Choice, again: bool, timeout: int | None
-) -> int:
+def shutdown(session: Session, which: Choice, again: bool, timeout: int | None) -> int:
     """Ask zones to shut themselves down, and wait for them.  A zone that does not is left running.
 
     With -a (and no more) it is how the host stops its zones: a zone that does not end in time is halted, and what is

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from zonemgr.cli.lifecycle import Conversation, Request, answers
+from zonemgr.cli.lifecycle import INTERRUPTED, Conversation, Request, answers, run
 from zonemgr.cli.output import Session, columns
 from zonemgr.errors import Exit, UsageError
 
@@ -34,6 +34,8 @@ def apply(session: Session, names: Sequence[str], *, dry_run: bool, patience: st
         raise UsageError("--dry-run changes nothing that could be confirmed")
     parameters = {"dry_run": dry_run or None, "confirm": None if patience is None else seconds(patience)}
     talks, code = answers(session, names, Request("apply", "Apply", parameters))
+    if code == INTERRUPTED:
+        return code
     if session.json:
         session.emit([{**talk.to_json(), **_given(talk)} for talk in talks])
         return code
@@ -89,7 +91,4 @@ def _value(value: Any) -> str:
 def confirm(session: Session, names: tuple[str, ...], revert: bool) -> int:
     """Keep the change that 'zonemgr apply --confirm' has made to running zones."""
     request = Request("confirm", "Confirm", {"revert": revert or None})
-    talks, code = answers(session, names, request)
-    if session.json:
-        session.emit([talk.to_json() for talk in talks])
-    return code
+    return run(session, names, request)

@@ -271,7 +271,6 @@ program = LazyGroup(
             ["--version"],
             is_flag=True,
             expose_value=False,
-            is_eager=True,
             help="Show the version.",
             callback=lambda context, _, wanted: _version(context) if wanted else None,
         ),
@@ -283,7 +282,13 @@ program = LazyGroup(
 
 
 def _version(context: click.Context) -> None:
-    click.echo(f"zonemgr {__version__}")
+    session = context.ensure_object(Session)
+    if session.json:
+        from zonemgr.cli import shapes
+
+        session.emit({"zonemgr": __version__, "json": shapes.VERSION})
+    else:
+        session.data(f"zonemgr {__version__}")
     context.exit(0)
 
 

@@ -82,7 +82,11 @@ class Session:
             yield
 
     def answer(self, code: int) -> None:
-        """At the end of a run: the result of a verb that printed nothing, as the verbs that run zones give theirs."""
+        """At the end of a run: the result of a verb that printed nothing, as the verbs that run zones give theirs.  A
+        command line that was wrong and a run that was interrupted have none.
+        """
+        if code not in (Exit.OK, Exit.ERROR, Exit.INTERNAL):
+            return
         if self.json and self._acted_on is not None and not self.printed:
             said = list(self._said)
             self.emit([{"zonename": self._acted_on, "ok": code == Exit.OK, "note": None, "messages": said}])
@@ -104,9 +108,19 @@ class Session:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError("{question} needs -F where nobody can be asked", question=f"“{question}”")
-        print(f"{message(question)} (y/[n])? ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        if not self.agrees(question):
             sys.exit(int(Exit.ERROR))
+
+    def agrees(self, question: str) -> bool:
+        """Whether whoever is at the terminal says yes; the default is no."""
+        print(f"{message(question)} (y/[n])? ", end="", file=sys.stderr, flush=True)
+        answer = ""
+        try:
+            answer = sys.stdin.readline()
+        finally:
+            if not answer.endswith("\n"):
+                print(file=sys.stderr)  # the line that the person has not ended
+        return answer.strip().lower() in ("y", "yes")
 
     def fail(self, error: ZoneError, zonename: str | None = None) -> NoReturn:
         """Report and end the program."""

@@ -47,8 +47,7 @@ def global_row(name: str) -> Property:
 
 
 def unknown(what: str, name: str, valid: Sequence[str]) -> ConfigError:
-    near = schema.nearest(name, valid)
-    hint = f" (did you mean '{near}'?)" if near else ""
+    hint = schema.did_you_mean(name, valid)
     return ConfigError("unknown {what} '{name}'{hint}", what=what, name=name, hint=hint)
 
 

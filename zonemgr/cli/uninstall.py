@@ -35,7 +35,7 @@ def uninstall(session: Session, name: str, arguments: tuple[str, ...], force: bo
 
 def _uninstall(session: Session, name: str, arguments: Sequence[str], force: bool) -> int:
     seen = check(session, "uninstall", name)
-    if not force and not _confirmed(name):
+    if not force and not _confirmed(session, name):
         return Exit.OK
     tell_supervisor(session.layout, name)
     with administration(session.layout, name, say_of(session, name)):
@@ -44,12 +44,11 @@ def _uninstall(session: Session, name: str, arguments: Sequence[str], force: boo
     return Exit.OK
 
 
-def _confirmed(name: str) -> bool:
+def _confirmed(session: Session, name: str) -> bool:
     """Ask; the default is no.  Raises StateError when there is nobody to be asked."""
     if not sys.stdin.isatty():
         raise StateError(NO_TERMINAL)
-    print(f"Are you sure you want to uninstall zone {name} (y/[n])? ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return session.agrees(message("Are you sure you want to uninstall zone {zonename}", zonename=name))
 
 
 def tell_supervisor(layout: Layout, name: str) -> None:

@@ -183,10 +183,9 @@ def check_names(limitpriv: str) -> None:
 
 
 def _alike(name: str) -> str:
-    from zonemgr.model.schema import nearest
+    from zonemgr.model.schema import did_you_mean
 
-    near = nearest(name, [*SOLARIS, *ALL_CAPABILITIES])
-    return f" (did you mean '{near}'?)" if near else ""
+    return did_you_mean(name, [*SOLARIS, *ALL_CAPABILITIES])
 
 
 def _lookup(name: str) -> frozenset[str] | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from zonemgr.errors import message
 from zonemgr.model import checks
 from zonemgr.model.checks import Check, Refused
 from zonemgr.model.rlimits import RLIMITS
@@ -152,6 +153,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
     matches = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)``, for the end of a message; or nothing."""
+    near = nearest(name, names)
+    return message(" (did you mean '{near}'?)", near=near) if near else ""
 
 
 _MEBI: Final = 1 << 20

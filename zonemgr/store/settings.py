@@ -14,7 +14,7 @@ from typing import Final
 from zonemgr.errors import ConfigError
 from zonemgr.model import checks
 from zonemgr.model.checks import Check, Refused
-from zonemgr.model.schema import nearest
+from zonemgr.model.schema import did_you_mean
 from zonemgr.store import toml
 from zonemgr.store.paths import Layout
 
@@ -89,8 +89,7 @@ def _value(layout: Layout, lines: toml.Lines, key: str, given: object) -> object
     place = {"filename": layout.settings, "line": lines.find((key,)), "key": key}
     check = CHECKS.get(key)
     if check is None:
-        near = nearest(key, CHECKS)
-        hint = f" (did you mean '{near}'?)" if near else ""
+        hint = did_you_mean(key, CHECKS)
         raise ConfigError("{filename}: line {line}: unknown setting '{key}'{hint}", **place, hint=hint)
     try:
         return check(given)
