@@ -57,6 +57,18 @@ def test_usage(instance: Instance) -> None:
         refused(instance, *words, says="", status=2)
 
 
+def test_a_reader_that_has_gone_is_no_error_of_ours(instance: Instance) -> None:
+    """``zonemgr list | head -1``: no complaint, and the status of a program that SIGPIPE ends."""
+    instance.configured("web", "--no-net")
+    for words in (["list", "-c"], ["stat"], ["--help"], ["plan", "boot", "web"], ["--json", "plan", "boot", "web"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        program = instance.popen(*words, stdout=writer)
+        os.close(writer)
+        _, said = program.communicate(timeout=60)
+        assert (program.returncode, said) == (141, ""), words
+
+
 def test_configuration(instance: Instance) -> None:
     instance.configured()
     before = instance.layout.config("web").read_bytes()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from zonemgr import __version__
 from zonemgr.cli.output import Session, columns
@@ -292,6 +293,9 @@ def _version(context: click.Context) -> None:
     context.exit(0)
 
 
+READER_GONE: Final = 128 + 13  # as if SIGPIPE had ended it
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The ``zonemgr`` program."""
     run(program, sys.argv[1:] if arguments is None else arguments, Session())
@@ -310,7 +314,7 @@ def run(command: click.Command, arguments: Sequence[str], session: Session) -> N
     except BrokenPipeError:
         # The reader has gone (``| head``).  Python would complain once more at exit, so its stdout leads nowhere now.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 128 + 13
+        code = READER_GONE
     sys.exit(int(code))
 
 
@@ -337,6 +341,8 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     except (click.Abort, KeyboardInterrupt):
         return 128 + 2
     except SystemExit as end:  # what was wrong has been reported (Session.about), or it is another program's status
+        if isinstance(sys.stdout, PacifyFlushWrapper):
+            return READER_GONE  # click has met it, and calls it an error
         return end.code if isinstance(end.code, int) else Exit.OK if end.code is None else Exit.ERROR
     except ZoneError as error:
         session.report(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -39,14 +40,25 @@ def main(arguments: list[str]) -> int:
             from zonemgr.supervisor import delegate
 
             return delegate.serve(layout, stay=options.stay)
-        from zonemgr.supervisor import oneshot
-
-        if options.verb == "plan":
-            return oneshot.plan(layout, options.words[0], options.words[1], as_json=options.json)
-        return oneshot.fsck(layout, host=options.host, as_json=options.json)
+        return _one_shot(layout, options)
     except ZoneError as error:
         print(f"zonemgr: {error.text}", file=sys.stderr)
         return int(error.exit_code)
+
+
+def _one_shot(layout: Layout, options: _Options) -> int:
+    from zonemgr.supervisor import oneshot
+
+    try:
+        if options.verb == "plan":
+            code = oneshot.plan(layout, options.words[0], options.words[1], as_json=options.json)
+        else:
+            code = oneshot.fsck(layout, host=options.host, as_json=options.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as the command line does: whoever reads it has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + signal.SIGPIPE
+    return code
 
 
 @dataclass
