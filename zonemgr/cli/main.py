@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from zonemgr import __version__
 from zonemgr.cli.output import Session, columns
@@ -192,8 +192,28 @@ def tail() -> tuple[str, ...] | None:
     return None if words is None else tuple(words)
 
 
+READER_GONE: Final = 128 + 13  # as if SIGPIPE had ended it
+
+
+@contextmanager
+def _for_a_reader() -> Iterator[None]:
+    """Where nobody reads any more, click would call it an error."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise SystemExit(READER_GONE) from None
+
+
 class LazyGroup(click.Group):
     """The verbs of the table, each imported when it is called."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _for_a_reader():  # --help
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _for_a_reader():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -293,9 +313,6 @@ def _version(context: click.Context) -> None:
     context.exit(0)
 
 
-READER_GONE: Final = 128 + 13  # as if SIGPIPE had ended it
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The ``zonemgr`` program."""
     run(program, sys.argv[1:] if arguments is None else arguments, Session())
@@ -341,8 +358,6 @@ def _result(command: click.Command, arguments: Sequence[str], session: Session) 
     except (click.Abort, KeyboardInterrupt):
         return 128 + 2
     except SystemExit as end:  # what was wrong has been reported (Session.about), or it is another program's status
-        if isinstance(sys.stdout, PacifyFlushWrapper):
-            return READER_GONE  # click has met it, and calls it an error
         return end.code if isinstance(end.code, int) else Exit.OK if end.code is None else Exit.ERROR
     except ZoneError as error:
         session.report(error)
