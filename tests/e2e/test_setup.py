@@ -28,7 +28,7 @@ def in_usr_local(script: str) -> str:
 def test_commands_pages_and_completions_are_found() -> None:
     said = in_usr_local("""
         contrib/setup --only-link
-        for name in zonemgr zoneadm zonecfg zlogin zonename zoneadmd zonestat zonemgr-launcher; do command -v $name; done
+        for x in zonemgr zoneadm zonecfg zlogin zonename zoneadmd zonestat zonemgr-launcher; do command -v $x; done
         zonemgr --version; zonename
         find /usr/local -type l ! -exec test -e {} \\; -print
         cd /usr/local/share; echo man/man*/* */completions/* */site-functions/* */vendor_completions.d/*

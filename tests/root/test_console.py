@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,38 @@ def test_the_command_at_a_terminal(zone: Instance, terminal: Terminal) -> None:
     terminal.until(b"[Connection to zone 'web' console closed]")
     assert terminal.end() == 0
     assert zone.state() == "running"
+
+
+@contextmanager
+def in_locale(zone: Instance, locale: str, *words: str) -> Iterator[Terminal]:
+    program = ("env", f"LC_ALL={locale}", "PYTHONUTF8=1", sys.executable, "-m", "zonemgr")
+    terminal = Terminal(Instance(zone.root, program), *words)
+    try:
+        yield terminal
+    finally:
+        terminal.process.kill()
+        terminal.end()
+
+
+def test_notices_come_in_the_language_of_whoever_is_connected(zone: Instance) -> None:
+    with in_locale(zone, "de_DE.UTF-8", "console", "-d", "web") as terminal:
+        terminal.until("[Mit der Konsole der Zone »web« verbunden]".encode())
+        zone.run("boot", "web")  # whose caller speaks another
+        terminal.until(b"[HINWEIS: Zone startet]")
+        zone.run("reboot", "web", "--", "-s")
+        terminal.until(b"[HINWEIS: Zone startet neu mit Argumenten: -s]")
+        zone.run("halt", "web")
+        terminal.until(b"[HINWEIS: Zone angehalten.  Die Verbindung wird getrennt ...]")
+        terminal.until("[Die Verbindung mit der Konsole der Zone »web« ist beendet]".encode())
+        assert terminal.process.wait(30) == 0
+
+
+def test_a_locale_that_is_none_keeps_nobody_from_the_console(zone: Instance) -> None:
+    for locale in (" ", "ä" * 300, "de " + "x" * 5000):
+        with in_locale(zone, locale, "console", "web") as terminal:
+            terminal.until(b"]")  # in whatever language
+            terminal.send(b"~.")
+            assert terminal.process.wait(30) == 0
 
 
 def test_strangers_at_the_console(zone: Instance) -> None:

@@ -16,7 +16,7 @@ import click
 
 from zonemgr.cli.output import Session
 from zonemgr.cli.terminal import Escape, Keys, Relay, escape_character, raw, write_all
-from zonemgr.errors import NoSuchZoneError, ZoneError, locale_of_environment
+from zonemgr.errors import NoSuchZoneError, ZoneError, locale_of_environment, message
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
@@ -46,7 +46,7 @@ def connect(session: Session, zonename: str, leave_on_halt: bool) -> socket.sock
     """The console's byte stream.  Raises ZoneError when somebody else has it."""
     from zonemgr.wire.start import connected
 
-    greeting = f"IDENT {os.getpid()} {(locale_of_environment() or 'C').split()[0]} {int(leave_on_halt)}\n"
+    greeting = f"IDENT {os.getpid()} {_locale()} {int(leave_on_halt)}\n"
     for _ in range(ATTEMPTS):
         connection = connected(
             session.layout, zonename, "console", lambda text: session.message(text, zonename)
@@ -60,6 +60,12 @@ def connect(session: Session, zonename: str, leave_on_halt: bool) -> socket.sock
         if answer:
             raise ZoneError("protocol error")
     raise ZoneError("the supervisor does not answer at the console")
+
+
+def _locale() -> str:
+    """The caller's locale as one word of a bounded line, whatever the environment has."""
+    words = (locale_of_environment() or "").encode("ascii", "replace").decode().split()
+    return words[0][:255] if words else "C"
 
 
 def _greet(connection: socket.socket, greeting: bytes) -> str:
@@ -112,7 +118,7 @@ def console(
         connection = connect(session, name, leave_on_halt)
     banner = not (no_banner or session.quiet)
     if banner:
-        session.data(f"[Connected to zone '{name}' console]")
+        session.data(message("[Connected to zone '{zone}' console]", zone=name))
         sys.stdout.flush()
     with connection, raw(0):
         relay = Relay(
@@ -122,4 +128,5 @@ def console(
         )
         relay.run()
     if banner:
-        write_all(1, f"\n[Connection to zone '{name}' console closed]\n".encode())
+        farewell = message("[Connection to zone '{zone}' console closed]", zone=name)
+        write_all(1, f"\n{farewell}\n".encode())
