@@ -30,6 +30,8 @@ class Debian(Brand):
     shutdown_signal = "SIGRTMIN+3"
     install_deadline_s = 2 * 3600
 
+    verify_only_looks = True
+
     def verify(self, zone: ZoneInfo, command: str) -> None:
         """Only installing needs something of the host."""
         if command == "install" and shutil.which("debootstrap") is None:

@@ -48,6 +48,8 @@ class Native(Brand):
         PlatformMount("tmpfs", "/tmp", type="tmpfs", options=("nosuid", "nodev", "mode=1777")),
     )
 
+    verify_only_looks = True
+
     def verify(self, zone: ZoneInfo, command: str) -> None:
         """The host has what the zone will borrow, in the shape that the zone's root expects."""
         self._check_interpreter()

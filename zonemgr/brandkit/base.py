@@ -147,6 +147,9 @@ class Brand:
     devices: ClassVar[tuple[DeviceRule, ...]] = STANDARD_DEVICES
     links: ClassVar[tuple[DeviceLink, ...]] = STANDARD_LINKS
     scratch_mount: ClassVar[bool] = False  # ``mount`` shows the zone's own /etc and /var (else: update mode)
+    # ``verify`` does nothing but look, and soon ends: a boot calls it without a process of its own.  Counts for the
+    # class that defines both alone.
+    verify_only_looks: ClassVar[bool] = False
     # Besides those of the base: what a brand with a base adds without repeating what it inherits.
     more_mounts: ClassVar[tuple[PlatformMount, ...]] = ()
     more_zone_mounts: ClassVar[tuple[PlatformMount, ...]] = ()
@@ -274,6 +277,11 @@ class Brand:
     def overrides(self, hook: str) -> bool:
         """Whether the brand has its own ``hook``.  A hook that is not overridden costs nothing: it is not run."""
         return getattr(type(self), hook) is not getattr(Brand, hook)
+
+    def only_looks(self, hook: str) -> bool:
+        """Whether the class whose ``hook`` this is says so of itself, not one that it is derived from."""
+        own = next(cls for cls in type(self).__mro__ if hook in vars(cls))
+        return bool(vars(own).get(f"{hook}_only_looks", False))
 
     def privileges(self, ip_type: str) -> PrivilegeSets:
         """The brand's sets for a zone of this ip-type.  What is prohibited is in no default."""

@@ -320,6 +320,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "more_devices": _devices,
     "more_links": _links,
     "scratch_mount": _boolean,
+    "verify_only_looks": _boolean,
     "install_deadline_s": _seconds,
     "uninstall_deadline_s": _seconds,
 }

@@ -7,7 +7,9 @@ to read from and a small environment; it dies with the process that waits for it
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import io
 import os
 import select
 import signal
@@ -72,6 +74,22 @@ def run_brand_hook_plain(brand: Brand, hook: str, *, deadline_s: float, say: Say
     if not brand.overrides(hook):
         return HookExit.OK
     return run_hook(getattr(brand, hook), name=f"brand '{brand.name}' {hook}", deadline_s=deadline_s, say=say)
+
+
+def run_verify(brand: Brand, zone: ZoneInfo, command: str, *, deadline_s: float, say: Say) -> int:
+    """Run ``verify`` for a process that has the same right to end as the hook: in itself, where the brand says that
+    looking is all that the hook does, else as ``run_brand_hook``.  Raises HookError.
+    """
+    from zonemgr.brandkit import layers
+
+    if not brand.only_looks("verify") or layers.has_layers(zone):
+        return run_brand_hook(brand, "verify", zone, command, deadline_s=deadline_s, say=say)
+    with io.StringIO() as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = _result(partial(brand.verify, zone, command), f"brand '{brand.name}' verify")
+        said = output.getvalue()
+    for line in said.splitlines():
+        say(line[:LINE_MAX])
+    return status
 
 
 def run_hook(

@@ -67,6 +67,14 @@ def opened_root(entry: Entry) -> Iterator[int]:
         os.close(fd)
 
 
+def has_layers(zone: ZoneInfo) -> bool:
+    """Whether its root lies on origins."""
+    try:
+        return bool(zones.read_entry(zone.layout, zone.zonename).layers)
+    except (NoSuchZoneError, PlatformError):
+        return False  # nothing is known of layers
+
+
 def show(zone: ZoneInfo) -> None:
     """Let this process alone see a root in layers whole, at its place.  Raises PlatformError, OSError.
 

@@ -20,8 +20,13 @@ from zonemgr.store import zones
 LACKS_DEADLINE_S = 10.0
 
 
-def verify_brand(brand: Brand, zone: ZoneInfo, command: str, *, deadline_s: float, say: Say) -> None:
-    """Check the zone against its brand on behalf of ``command`` (a verb).  Raises BrandError, ConfigError."""
+def verify_brand(
+    brand: Brand, zone: ZoneInfo, command: str, *, deadline_s: float, say: Say, here: bool = False
+) -> None:
+    """Check the zone against its brand on behalf of ``command`` (a verb).  Raises BrandError, ConfigError.
+
+    ``here``: what only looks may run in this process (``hooks.run_verify``).
+    """
     why = lacks(brand)
     if why:
         raise BrandError("brand '{brand}' cannot be used on this host: {why}", brand=brand.name, why=why)
@@ -30,7 +35,10 @@ def verify_brand(brand: Brand, zone: ZoneInfo, command: str, *, deadline_s: floa
         check_label(brand, zone)
     _check_cgroup(brand)
     _check_datasets(brand, zone, deadline_s, say)
-    status = hooks.run_brand_hook(brand, "verify", zone, command, deadline_s=deadline_s, say=say)
+    if here:
+        status = hooks.run_verify(brand, zone, command, deadline_s=deadline_s, say=say)
+    else:
+        status = hooks.run_brand_hook(brand, "verify", zone, command, deadline_s=deadline_s, say=say)
     if status:
         raise ConfigError("zone {zonename} failed to verify", zonename=zone.zonename)
 

@@ -24,6 +24,7 @@ from zonemgr.launcher import likeness
 from zonemgr.launcher.client import PROGRAMS
 from zonemgr.launcher.likeness import Likeness, Manners, Unlike
 from zonemgr.linux import process
+from zonemgr.linux.cgroup import supervisors
 from zonemgr.linux.cgroup.hierarchy import Hierarchy
 from zonemgr.store.paths import Layout
 from zonemgr.wire import launch, peers, start
@@ -43,22 +44,27 @@ class Home:
     hierarchy: Hierarchy
 
 
-def become(connection: socket.socket, home: Home) -> NoReturn:
-    """Be what the caller at the connection asks for.  Leaves without a word when the caller had better do it."""
+def become(connection: socket.socket, home: Home, *, placed: bool) -> NoReturn:
+    """Be what the caller at the connection asks for.  Leaves without a word when the caller had better do it.
+
+    ``placed``: this process is where a supervisor belongs; else it is where the caller is.
+    """
     status = int(Exit.INTERNAL)
     try:
         process.close_fds([0, 1, 2, connection.fileno()])
-        work = _accepted(connection, home)
+        work = _accepted(connection, home, placed)
         if work is not None:
             status = work()
             connection.sendall(launch.status_message(status), socket.MSG_NOSIGNAL)
     except (peers.CallerError, Unlike, OSError, ValueError):
         pass  # not wanted, or gone
     finally:
+        if placed:  # and no supervisor has come of it
+            supervisors.leave("zonemgr" + home.layout.suffix, home.hierarchy)
         os._exit(status)
 
 
-def _accepted(connection: socket.socket, home: Home) -> Callable[[], int] | None:
+def _accepted(connection: socket.socket, home: Home, placed: bool) -> Callable[[], int] | None:
     """What to do; None when the caller has lost its patience."""
     with peers.examined(connection) as (caller, folder_fd):
         theirs, manners = likeness.of(folder_fd)
@@ -73,8 +79,8 @@ def _accepted(connection: socket.socket, home: Home) -> Callable[[], int] | None
         raise ValueError("not a request")
     if kind == launch.SERVE:
         likeness.take_login(manners, home.manners)
-        return _serve(connection, home, words[0], environment, fds[0]) if _agreed(connection) else None
-    if not _speaks_utf_8(environment):
+        return _serve(connection, home, words[0], environment, fds[0], placed) if _agreed(connection) else None
+    if placed or not _speaks_utf_8(environment):
         raise Unlike("another encoding")
     likeness.take_over(caller.pid, manners, home.manners, home.hierarchy)
     return _run(connection, manners, words, environment, fds) if _agreed(connection) else None
@@ -129,15 +135,20 @@ def _serve(
     zonename: str,
     environment: Mapping[bytes, bytes],
     ready_fd: int,
+    placed: bool,
 ) -> Callable[[], int]:
     def work() -> int:
         from zonemgr.supervisor import program
+
+        def begun() -> None:
+            connection.sendall(launch.status_message(int(Exit.OK)), socket.MSG_NOSIGNAL)
+            connection.close()
 
         os.setsid()
         given = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
         _set_environment({os.fsencode(k): os.fsencode(v) for k, v in start.environment(given).items()})
         speak(locale_of_environment())
-        return program.serve(home.layout, zonename, ready_fd)
+        return program.serve(home.layout, zonename, ready_fd, begun if placed else None)
 
     return work
 

@@ -18,10 +18,10 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, NoReturn
 
 import zonemgr
 from zonemgr.brandkit import loader
@@ -180,6 +180,7 @@ class Launcher:
         _load()
         _warm_up()
         self.stamps = dict(_stamps())
+        self.program = _watched(self.stamps)
         mine, manners = likeness.own()
         package = os.path.dirname(os.path.abspath(zonemgr.__file__))
         self.home = fork.Home(layout, launch.identity(package), mine, manners, detect())
@@ -261,21 +262,35 @@ class Launcher:
             connection.close()
 
     def _fork(self, connection: socket.socket, peer_pid: int) -> None:
-        """Into the caller's cgroup: what a run uses is the caller's."""
+        """A run into the caller's cgroup, for what it uses is the caller's; a supervisor into its own at once."""
+        if launch.wants_supervisor(connection):
+            pid, pid_fd = supervisors.clone_into(self.home.hierarchy, "zonemgr" + self.layout.suffix)
+            if pid == 0:
+                self._be(connection, placed=True)
+            connection.close()  # a supervisor is no work of ours: it says itself that it has begun
+        else:
+            pid, pid_fd = self._fork_beside(connection, peer_pid)
+            if pid == 0:
+                self._be(connection, placed=False)
+            self.forks[pid] = connection
+        os.close(pid_fd)
+
+    def _fork_beside(self, connection: socket.socket, peer_pid: int) -> tuple[int, int]:
+        """Into the caller's cgroup."""
         place = likeness.unified_path(Path(f"/proc/{peer_pid}/cgroup").read_text())
         folder = self.home.hierarchy.unified() / place.lstrip("/")
         folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            pid, pid_fd = process.clone3(0, cgroup_fd=folder_fd)
+            return process.clone3(0, cgroup_fd=folder_fd)
         finally:
             os.close(folder_fd)
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            fork.become(connection, self.home)
-        os.close(pid_fd)
-        self.forks[pid] = connection
+
+    def _be(self, connection: socket.socket, *, placed: bool) -> NoReturn:
+        """The child's side: never returns."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        fork.become(connection, self.home, placed=placed)
 
     def _reap(self) -> None:
         """Whoever ended by a signal could not say so itself."""
@@ -302,7 +317,9 @@ class Launcher:
     # -- a new version ------------------------------------------------------------------------------------------
 
     def _is_stale(self) -> bool:
-        """The program on disk is another one than we have loaded."""
+        """The program on disk is another one than we have loaded: looked at when something has happened there."""
+        if self.program is not None and not self.program.wait(0):
+            return False
         return any(_stamp(path) != stamp for path, stamp in self.stamps.items())
 
     def _renew(self) -> None:
@@ -340,6 +357,22 @@ def _stamps() -> Iterator[tuple[str, tuple[int, int, int]]]:
                 yield path, stamp
     if stamp := _stamp(sys.executable):
         yield sys.executable, stamp
+
+
+def _watched(files: Iterable[str]) -> inotify.Inotify | None:
+    """A watch on the folders of these files, and on those of what links among them lead to; None where the host gives
+    none.
+    """
+    names = {os.path.dirname(path) for file in files for path in (file, os.path.realpath(file))}
+    package = os.path.dirname(os.path.abspath(zonemgr.__file__))
+    mask = inotify.CHANGES | inotify.ATTRIB | inotify.MOVE_SELF
+    try:
+        watch = inotify.Inotify(os.path.dirname(package), mask)
+        for name in names:
+            watch.add(name, mask)
+    except OSError:
+        return None
+    return watch
 
 
 def _file_of(module: ModuleType) -> str | None:

@@ -1,6 +1,6 @@
 """Waiting until something happens in a folder.
 
-Deliberately small: one folder, no recursion; what happened is looked up by the caller, who alone knows what
+Deliberately small: no recursion; what happened is looked up by the caller, who alone knows what
 matters.
 """
 
@@ -23,6 +23,7 @@ MOVED_TO = 0x080
 CREATE = 0x100
 DELETE = 0x200
 DELETE_SELF = 0x400
+MOVE_SELF = 0x800
 OVERFLOW = 0x4000
 IGNORED = 0x8000
 
@@ -50,6 +51,10 @@ class Inotify:
         except OSError:
             self.close()
             raise
+
+    def add(self, path: str | os.PathLike[str], mask: int = CHANGES) -> None:
+        """Watch this one too; events do not tell of which folder they are.  OSError."""
+        libc.call("inotify_add_watch", self._fd, os.fspath(path), mask)
 
     def fileno(self) -> int:
         """For poll and select."""

@@ -10,6 +10,7 @@ parsed.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Mapping
 
@@ -43,7 +44,7 @@ _MOVE_FROM_EMPTY = 0x04
 _MOVE_TO_EMPTY = 0x40
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
-_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_SET_FLAG, _SET_STRING, _SET_FD, _CMD_CREATE = 0, 1, 5, 6
 _LOG_LINES = 32
 
 
@@ -153,6 +154,22 @@ def make_filesystem(
     except OSError as failure:
         name = (failure.strerror or "").partition(":")[0]
         raise libc.error(name, failure.errno or 0, _log(fs_fd)) from None
+    finally:
+        os.close(fs_fd)
+
+
+def make_procfs(pid_namespace_fd: int, attributes: int) -> int | None:
+    """A detached procfs of that pid namespace.  None for a kernel before 6.17, which shows the maker's own alone."""
+    fs_fd = libc.call("fsopen", "proc", _FSOPEN_CLOEXEC)
+    try:
+        try:
+            libc.call("fsconfig", fs_fd, _SET_FD, "pidns", None, pid_namespace_fd)
+        except OSError as failure:
+            if failure.errno == errno.EINVAL:
+                return None
+            raise
+        _configure(fs_fd, "proc", None, {})
+        return libc.call("fsmount", fs_fd, _FSMOUNT_CLOEXEC, attributes)
     finally:
         os.close(fs_fd)
 

@@ -135,21 +135,27 @@ def kernel_file_system(op: plan.KernelFileSystem, stage: Stage) -> None:
             "gid": str(stage.uid_base + TTY_GID),
         }
 
-    def act() -> None:
-        mount_fd = mounts.make_filesystem(op.type, options, attributes=attributes)
+    def attached(mount_fd: int) -> None:
         try:
             attach(stage, mount_fd, op.type, op.type, op.directory)
         finally:
             os.close(mount_fd)
 
-    if op.type == "proc":  # procfs shows the pid namespace of the process that mounts it
-        pid_fd = namespaces.open_ns(stage.born.init_pid, "pid")
-        try:
-            in_pid_namespace(pid_fd, act)
-        finally:
-            os.close(pid_fd)
-    else:
+    def act() -> None:
+        attached(mounts.make_filesystem(op.type, options, attributes=attributes))
+
+    if op.type != "proc":
         act()
+        return
+    pid_fd = namespaces.open_ns(stage.born.init_pid, "pid")
+    try:
+        mount_fd = mounts.make_procfs(pid_fd, attributes)
+        if mount_fd is not None:
+            attached(mount_fd)
+        else:  # procfs shows the pid namespace of the process that mounts it
+            in_pid_namespace(pid_fd, act)
+    finally:
+        os.close(pid_fd)
 
 
 def in_pid_namespace(pid_fd: int, act: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import os
 
 from zonemgr.brandkit import verify as brands
 from zonemgr.errors import PlatformError, ZoneError
-from zonemgr.linux import namespaces, process, procfs, sealed, seccomp
+from zonemgr.linux import namespaces, procfs, sealed, seccomp
 from zonemgr.linux.cgroup import Part
 from zonemgr.model import bootargs
 from zonemgr.model.states import Command, State
@@ -22,7 +22,7 @@ from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Mode, Phase
 from zonemgr.store.locks import use_lock
 from zonemgr.store.zones import Entry
-from zonemgr.supervisor import statehooks, teardown, zsched
+from zonemgr.supervisor import statehooks, teardown
 from zonemgr.supervisor.anchor import SOCKET, Anchor
 from zonemgr.supervisor.transition import Transition
 from zonemgr.wire import packets
@@ -111,7 +111,8 @@ def _verify(transition: Transition, zone: Zone, command: str) -> None:
     )
     verb = transition.command.value.removeprefix("force")
     limit_s = transition.settings.hook_s
-    brands.verify_brand(transition.brand, transition.info(), verb, deadline_s=limit_s, say=transition.say)
+    info = transition.info()
+    brands.verify_brand(transition.brand, info, verb, deadline_s=limit_s, say=transition.say, here=True)
 
 
 def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int) -> Instance:
@@ -171,35 +172,29 @@ class _Builder:
         )
 
     def start_zsched(self, hostname: str) -> Born:
-        """Fork zsched into the zone's manager cgroup; it gives birth to process 1; write the maps; record both."""
+        """Have zsched forked into its cgroup, where it gives birth to process 1; write the maps; record both."""
         cgroup, instance = self.transition.cgroup, self.instance
         ours, theirs = packets.pair()
         folder_fd = os.open(self.transition.layout.zone_run(instance.zonename), os.O_PATH | os.O_CLOEXEC)
         listener = packets.listen(folder_fd, SOCKET)
         os.close(folder_fd)
         manager_fd, payload_fd = cgroup.manager_fd(), cgroup.payload_fd()
-        pid, zsched_fd = process.clone3(0, cgroup_fd=manager_fd)
-        if pid == 0:
-            zsched.main(
-                zonename=instance.zonename,
-                generation=instance.generation,
-                listener=listener,
-                creator=theirs,
-                payload_fd=payload_fd,
-                owner=None if instance.privileged else instance.uid_base,
-                shared_net=instance.ip_type == "shared" and not instance.mode.alternate,
-                successor=self.transition.successor,
-            )
-        packets.close_all([manager_fd, payload_fd, zsched_fd])
+        birth = {
+            "generation": instance.generation,
+            "owner": None if instance.privileged else instance.uid_base,
+            "shared_net": instance.ip_type == "shared" and not instance.mode.alternate,
+        }
+        self.transition.fork_zsched(birth, (listener.fileno(), theirs.fileno(), payload_fd, manager_fd))
+        packets.close_all([manager_fd, payload_fd])
         listener.close()
         theirs.close()
         ours.settimeout(30)
-        birth = packets.receive(ours)
-        if birth is None or "born" not in birth[0]:
-            why = birth[0].get("text") if birth else "zsched died"
+        answer = packets.receive(ours)
+        if answer is None or "born" not in answer[0]:
+            why = answer[0].get("text") if answer else "zsched died"
             raise PlatformError("cannot make the zone's namespaces: {why}", why=why)
         self.anchor = Anchor(ours)
-        return self._adopt_birth(pid, hostname)
+        return self._adopt_birth(int(answer[0]["zsched"]), hostname)
 
     def _adopt_birth(self, zsched_pid: int, hostname: str) -> Born:
         assert self.anchor is not None

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, speak
 from zonemgr.linux import caps, process, sealed
@@ -125,11 +127,14 @@ class Starter:
             return  # it did not wait
 
 
-def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
+def serve(
+    layout: Layout, zonename: str, ready_fd: int = -1, begun: Callable[[], None] | None = None
+) -> int:
     """Start up in the order of reference 4.2, then be the supervisor.
 
     The caller waits on the ready descriptor; this process ends as soon as the supervisor proper, its child in a
-    cgroup of our own, exists.  Callable after a fork as well as after an exec.
+    cgroup of our own, exists.  Callable after a fork as well as after an exec.  With ``begun`` this process is in that
+    cgroup already: it becomes the supervisor, and calls that as it would have ended.
     """
     starter = Starter(ready_fd)
     try:
@@ -137,6 +142,9 @@ def serve(layout: Layout, zonename: str, ready_fd: int = -1) -> int:
         _seal(layout, zonename, starter)
         os.chdir("/")
         os.umask(0o022)
+        if begun is not None:
+            begun()
+            _be_supervisor(layout, zonename, starter)
         base = "zonemgr" + layout.suffix
         hierarchy = detect()
         pid, pid_fd = supervisors.clone_into(hierarchy, base)
@@ -189,11 +197,12 @@ def _check(layout: Layout, zonename: str) -> None:
     folder.chmod(0o700)
 
 
-def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> None:
+def _be_supervisor(layout: Layout, zonename: str, starter: Starter) -> NoReturn:
     """The child: never returns."""
     status = 1
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():
+            os.setsid()
         process.close_fds([0, 1, 2, starter.descriptor])
         process.stdio_to_null()
         process.reset_signals()

@@ -28,7 +28,7 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
-from zonemgr.supervisor import flight, log
+from zonemgr.supervisor import flight, log, zsched
 from zonemgr.supervisor import worker as workers
 from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.door import Door
@@ -313,7 +313,7 @@ class Supervisor:
             say=_nothing,
             notice=_nothing,
             console_ready=_nothing,
-            successor=successor_command(self.layout, self.zonename),
+            fork_zsched=_nothing,
             quick_reboots=self.quick_reboots if request.upcall else 0,
             upcall=request.upcall,
             dry_run=request.dry_run,
@@ -376,11 +376,11 @@ class Supervisor:
         if packet is None:
             self._worker_ended()
             return
-        self._hear(worker, packet[0])
+        self._hear(worker, packet[0], packet[1])
         if worker.done is not None:
             self._worker_ended()
 
-    def _hear(self, worker: Worker, head: dict[str, Any]) -> None:
+    def _hear(self, worker: Worker, head: dict[str, Any], fds: list[int]) -> None:
         """One packet of a worker."""
         if "say" in head:
             self._say(head["say"])
@@ -388,6 +388,9 @@ class Supervisor:
             self.current.result = head["result"]
         elif "notice" in head:
             self.console.notice(Notice[head["notice"]], head["arguments"])
+        elif "zsched" in head:
+            successor = successor_command(self.layout, self.zonename)
+            zsched.fork(self.zonename, head["zsched"], fds, successor, self.lock.forget)
         elif "console" in head:
             self.lifeline.attach()
             packets.send(worker.sock, {"ok": True})
@@ -452,8 +455,11 @@ class Supervisor:
             return False
         if packet is None:
             return False
+        if "zsched" in packet[0]:  # nobody is left to make a zone with it
+            packets.close_all(packet[1])
+            return True
         with contextlib.suppress(BrokenPipeError):  # it waits for no answer any more
-            self._hear(worker, packet[0])
+            self._hear(worker, packet[0], packet[1])
         return True
 
     def _crashed(self, request: Request) -> None:

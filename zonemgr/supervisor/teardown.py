@@ -122,7 +122,7 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
         anchor, hello = living
         try:
             remains = undo.Remains(layout, zonename, hello.fds["net"])
-            failures = _undo_network(transition, remains)
+            failures = undo.network(transition.ledger, remains)
             ledger = transition.ledger
             if not failures:
                 _unmount(transition, ledger, hello.fds["m0"])
@@ -145,34 +145,6 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
     (layout.zone_run(zonename) / SOCKET).unlink(missing_ok=True)
     if layout.alternate:
         idranges.release(layout, zonename)
-
-
-def _undo_network(transition: Transition, remains: undo.Remains) -> list[ZoneError]:
-    """In a child of its own when the zone is to come back: the next zsched is a fork of ours, and would keep for its
-    whole life what the rarer calls of netlink load (12 MB)."""
-    comes_back = transition.command in (Command.REBOOT, Command.READY)
-    if not comes_back or not any(
-        table["kind"] == plan.MoveLink.kind for _number, table in transition.ledger.pending()
-    ):
-        return undo.network(transition.ledger, remains)
-    import json
-
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    pid = process.fork()
-    if pid == 0:
-        status = 1
-        try:
-            failures = undo.network(transition.ledger, remains)
-            os.write(write_fd, json.dumps([failure.text for failure in failures]).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write_fd)
-    with open(read_fd, "rb") as pipe:
-        text = pipe.read()
-    if os.waitpid(pid, 0)[1]:
-        return [PlatformError("unable to unconfigure network interfaces in zone")]
-    return [PlatformError("{why}", why=why) for why in json.loads(text)]
 
 
 def _living_anchor(layout: Layout, zonename: str) -> tuple[Anchor, Hello] | None:

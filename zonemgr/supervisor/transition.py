@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +37,9 @@ class Transition:
     say: Callable[[str], None]
     notice: Callable[[Notice, str], None]
     console_ready: Callable[[], None]  # zsched holds a new pty: the supervisor attaches
+    fork_zsched: Callable[[dict[str, Any], Iterable[int]], None]  # see ``zsched.fork``
     recovering: bool = False  # a bring-up has failed before: teardown complains less
     upcall: bool = False
-    successor: tuple[str, ...] = ()
     step: Callable[[plan.Op], None] | None = None
     quick_reboots: int = 0
     dry_run: bool = False  # apply: only say what would be done

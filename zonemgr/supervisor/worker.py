@@ -1,9 +1,9 @@
 """Workers: one forked process a transition, which may block while the supervisor serves on.
 
 The worker lives with its hooks in the zone's ``work`` cgroup and dies with its supervisor.  It speaks packets:
-``say`` (a line for the requester), ``result`` (what else it is answered), ``notice`` (for the console), ``console``
-(zsched holds a new pty), and last
-``done``.  One that ends without ``done`` has crashed, and what it did is taken back from the ledger by another.
+``say`` (a line for the requester), ``result`` (what else it is answered), ``notice`` (for the console), ``zsched``
+(fork one; it speaks to the worker itself), ``console`` (zsched holds a new pty), and last ``done``.  One that ends
+without ``done`` has crashed, and what it did is taken back from the ledger by another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,10 @@ class Reporter:
         packets.send(self._sock, {"console": True})
         packets.receive(self._sock)
 
+    def fork_zsched(self, birth: dict[str, Any], fds: Iterable[int]) -> None:
+        """Have the supervisor fork it.  How that went is told on the descriptors (``zsched.fork``)."""
+        packets.send(self._sock, {"zsched": birth}, fds)
+
     def result(self, result: dict[str, Any]) -> None:
         """What the answer holds besides the messages."""
         packets.send(self._sock, {"result": result})
@@ -112,6 +116,7 @@ def _be_worker(
         reporter = Reporter(sock)
         transition.say, transition.notice = reporter.say, reporter.notice
         transition.console_ready, transition.result = reporter.console_ready, reporter.result
+        transition.fork_zsched = reporter.fork_zsched
         try:
             ok = job(transition, reporter)
         except ZoneError as error:

@@ -30,7 +30,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from zonemgr.linux import caps, mounts, namespaces, process
@@ -328,6 +328,51 @@ def _be_stub(channel: socket.socket) -> None:
         os._exit(127)
 
 
+def fork(
+    zonename: str,
+    birth: Mapping[str, Any],
+    fds: Sequence[int],
+    successor: Sequence[str],
+    drop: Callable[[], None],
+) -> None:
+    """Fork a zsched for a worker.  By the supervisor, with whom it then shares its pages: a fork of the worker would
+    keep all that the worker has touched for as long as the zone lives.
+
+    ``fds``, which are closed: the listening socket, the worker's connection, and the folders of the payload's and the
+    manager's cgroup.  A failure is told on the connection.  ``drop`` is as for ``worker.start``.
+    """
+    listener_fd, creator_fd, payload_fd, manager_fd = fds
+    listener, creator = socket.socket(fileno=listener_fd), socket.socket(fileno=creator_fd)
+    try:
+        pid, pid_fd = process.clone3(0, cgroup_fd=manager_fd)
+        if pid == 0:
+            drop()
+            main(
+                zonename=zonename,
+                generation=birth["generation"],
+                listener=listener,
+                creator=creator,
+                payload_fd=payload_fd,
+                owner=birth["owner"],
+                shared_net=birth["shared_net"],
+                successor=successor,
+            )
+        os.close(pid_fd)
+    except OSError as error:
+        _tell_failure(creator, error)
+    finally:
+        packets.close_all((payload_fd, manager_fd))
+        listener.close()
+        creator.close()
+
+
+def _tell_failure(creator: socket.socket, error: OSError) -> None:
+    try:
+        packets.send(creator, {"stage": "namespaces", "errno": error.errno or 0, "text": str(error)})
+    except OSError:
+        return  # the worker has gone
+
+
 def main(
     *,
     zonename: str,
@@ -342,6 +387,7 @@ def main(
     """Be zsched.  Called in a fresh fork; never returns.  What fails before the loop is told to the creator."""
     status = 1
     try:
+        signal.set_wakeup_fd(-1)
         os.setsid()
         process.set_name("zsched")
         process.set_title(f"zsched {zonename}")
@@ -357,9 +403,9 @@ def main(
         try:
             zsched.give_birth(payload_fd, owner, shared_net)
         except OSError as error:
-            packets.send(creator, {"stage": "namespaces", "errno": error.errno or 0, "text": str(error)})
+            _tell_failure(creator, error)
             return
-        packets.send(creator, {"born": zsched.init_pid, "version": VERSION})
+        packets.send(creator, {"born": zsched.init_pid, "zsched": os.getpid(), "version": VERSION})
         zsched.serve()
         status = 0
     finally:

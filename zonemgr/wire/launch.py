@@ -137,6 +137,16 @@ def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return fds
 
 
+def wants_supervisor(connection: _socket.socket) -> bool:
+    """Whether a request for a supervisor waits at the connection, as far as can be told now; nothing of it is taken."""
+    beginning = b"\0".join([_MAGIC, SERVE, b""])
+    try:
+        data = connection.recv(_LENGTH + len(beginning), _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return data[_LENGTH:] == beginning
+
+
 def decode(payload: bytes) -> tuple[bytes, str, list[str], dict[bytes, bytes]]:
     """Kind, identity, words and environment of a request (without its length).  Raises ValueError."""
     magic, kind, who, count, *rest = payload.split(b"\0")

@@ -35,8 +35,10 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int], bytes] | No
 
     TimeoutError by the socket's time-out; ValueError for nonsense.
     """
+    # Its length first: a buffer for the largest would be mapped and unmapped each time.
+    length = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     data, ancillary, _flags, _address = sock.recvmsg(
-        PACKET_MAX, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+        min(length, PACKET_MAX) + 1, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
     )
     fds: list[int] = []
     for level, kind, payload in ancillary:
