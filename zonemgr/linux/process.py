@@ -44,7 +44,6 @@ SCHEDULING = {
 }
 
 _MAX_FD = 0xFFFFFFFF
-_NOT_OURS = frozenset((9, 19, 32, 33))  # SIGKILL, SIGSTOP, and the two that the C library keeps to itself
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _ENOSYS = 38
 
@@ -135,11 +134,8 @@ def reset_signals() -> None:
     # Not through ``signal.signal``, which makes an enumeration's member of each number: a fork between a warm process
     # and an exec pays for every page that it touches.
     for number in range(1, _signal.NSIG):
-        if number not in _NOT_OURS:
-            try:
-                _signal.signal(number, _signal.SIG_DFL)
-            except OSError:
-                continue  # reserved by the C library
+        if _signal.getsignal(number) not in (None, _signal.SIG_DFL):  # None: reserved by the C library
+            _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from zonemgr.errors import PlatformError, message
@@ -355,6 +355,23 @@ def undo(op: plan.Op, suffix: str) -> None:
     except nft.Refusal:
         if exists(name):
             raise
+
+
+def start_undo(ops: Sequence[plan.Op], suffix: str) -> Callable[[], None]:
+    """Begin to undo filter ops, in one batch; what is returned waits for its end, and raises what it met."""
+    if not ops or nft.program() is None:
+        return lambda: None
+    name = table(suffix)
+    batch = nft.Batch("\n".join(line for op in ops for line in removals(op, name)) + "\n")
+
+    def finish() -> None:
+        try:
+            batch.wait()
+        except nft.Refusal:  # of one of them: nothing is done, so one by one
+            for op in ops:
+                undo(op, suffix)
+
+    return finish
 
 
 def exists(name: str) -> bool:

@@ -7,6 +7,7 @@ that can be had.
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import stat
@@ -278,8 +279,13 @@ def _within(name: str, wanted: tuple[int, int], *, required: bool) -> tuple[int,
     return held
 
 
+@functools.cache
+def _may_raise() -> bool:
+    return "sys_resource" in caps.effective("self")
+
+
 def _most(name: str) -> int:
-    if "sys_resource" not in caps.effective("self"):
+    if not _may_raise():
         return resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
     if name != "nofile":
         return -1

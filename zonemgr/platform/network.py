@@ -120,7 +120,7 @@ def move_link(op: plan.MoveLink, stage: Stage) -> None:
     path = moved_links(stage.layout, stage.zonename)
     before = netlink.look(op.name)
     index = netlink.move_link(op.name, stage.born.net_fd)
-    write_json(path, {**(read_json(path) or {}), op.name: {"index": index, **before}})
+    write_json(path, {**(read_json(path) or {}), op.name: {"index": index, **before}}, durable=False)
     netlink.adjust(stage.born.net_fd, index, name=op.zone_name or None, mtu=op.mtu, mac=op.mac)
 
 
@@ -148,7 +148,8 @@ def shared_address(op: plan.SharedAddress, stage: Stage) -> None:
         )
     # Before it is there: an undo takes no address that the host had before.
     mine = [*shared_addresses(stage.layout, stage.zonename), op.address]
-    write_json(shared_file(stage.layout, stage.zonename), {"version": 1, "addresses": mine})
+    table = {"version": 1, "addresses": mine}
+    write_json(shared_file(stage.layout, stage.zonename), table, durable=False)
     netlink.add_address(op.link, op.address, by_choice=True)
 
 

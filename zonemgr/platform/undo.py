@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zonemgr.errors import PlatformError, ZoneError
@@ -37,6 +37,8 @@ class Remains:
     zonename: str
     net_fd: int | None = None
     rebooting: bool = False  # the zone comes back at once: what it has of the host's is kept for it
+    unfiltered: list[plan.Op] = field(default_factory=list)  # filter ops that are being undone, or have been
+    filters_gone: Callable[[], None] | None = None  # waits for that
 
     @property
     def cgroup(self) -> ZoneCgroup:
@@ -52,7 +54,13 @@ def _names(op: plan.Names, remains: Remains) -> None:
 
 
 def _filter(op: plan.Op, remains: Remains) -> None:
-    firewall.undo(op, remains.layout.suffix)
+    wait, remains.filters_gone = remains.filters_gone, None
+    if wait is not None:
+        begun, remains.unfiltered = remains.unfiltered, []
+        wait()
+        remains.unfiltered = begun
+    if op not in remains.unfiltered:
+        firewall.undo(op, remains.layout.suffix)
 
 
 def _admit(op: plan.Admit, remains: Remains) -> None:
@@ -140,6 +148,14 @@ def one(op: plan.Op, remains: Remains) -> None:
     undo = _UNDO.get(type(op))
     if undo is not None:
         undo(op, remains)
+
+
+def begin(ledger: Ledger, remains: Remains) -> None:
+    """Begin with the filter ops, which take as long as all others and need not wait for them; ``everything`` finishes
+    them.
+    """
+    remains.unfiltered = [op for _number, op in _pending(ledger) if isinstance(op, plan.FILTERS)]
+    remains.filters_gone = firewall.start_undo(remains.unfiltered, remains.layout.suffix)
 
 
 def network(ledger: Ledger, remains: Remains) -> list[ZoneError]:

@@ -98,7 +98,7 @@ def write(layout: Layout, record: Record) -> Record:
         "old": record.old.to_json(),
         "new": record.new.to_json(),
     }
-    write_json(_path(layout, record.zonename), table, 0o600)
+    write_json(_path(layout, record.zonename), table, 0o600, durable=False)
     return record
 
 

@@ -48,4 +48,4 @@ def load(layout: Layout) -> HostLedger:
 
 def save(layout: Layout, ledger: HostLedger) -> None:
     """Replace the ledger."""
-    write_json(layout.run / "host.json", {"version": 1, **asdict(ledger)})
+    write_json(layout.run / "host.json", {"version": 1, **asdict(ledger)}, durable=False)

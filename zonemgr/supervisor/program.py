@@ -16,8 +16,8 @@ from zonemgr.errors import Exit, ZoneError, locale_of_environment, message, spea
 from zonemgr.linux import caps, process, sealed
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect, supervisors
 from zonemgr.model.states import GLOBAL_ZONE, State
+from zonemgr.store import files, zones
 from zonemgr.store import instance as instances
-from zonemgr.store import zones
 from zonemgr.store.instance import Phase
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import observe
@@ -177,6 +177,9 @@ def _is_privileged(layout: Layout, zonename: str) -> bool:
     instance = instances.read(layout, zonename)
     if instance is not None:
         return instance.privileged
+    text = files.read_bytes(layout.config(zonename)) or b""
+    if b"privileged" not in text and b"\\" not in text:
+        return False  # the name is not even there, nor spelt with escapes: what is parsed here, stays in our memory
     try:
         return zones.load(layout, zonename).privileged
     except ZoneError:

@@ -5,6 +5,7 @@ Every part may be run again; the first real obstacle ends it and leaves the zone
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -113,20 +114,32 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
 
     ``rebooting``: what the zone will have again at once, CPUs of its own, is kept for it (reference 3.5, step 9).
     """
+    transition.cgroup.kill(Part.PAYLOAD)
+    remains = undo.Remains(transition.layout, transition.zonename, rebooting=rebooting)
+    undo.begin(ledger, remains)
+    try:
+        _take_back(transition, ledger, remains)
+    finally:
+        if remains.filters_gone is not None:  # what went wrong is being raised already
+            with contextlib.suppress(ZoneError):
+                remains.filters_gone()
+
+
+def _take_back(transition: Transition, ledger: Ledger, remains: undo.Remains) -> None:
     layout, zonename = transition.layout, transition.zonename
     cgroup = transition.cgroup
-    cgroup.kill(Part.PAYLOAD)
     living = _living_anchor(layout, zonename)
     failures: list[ZoneError] = []
     if living is not None:
         anchor, hello = living
         try:
-            remains = undo.Remains(layout, zonename, hello.fds["net"])
+            remains.net_fd = hello.fds["net"]
             failures = undo.network(transition.ledger, remains)
             ledger = transition.ledger
             if not failures:
                 _unmount(transition, ledger, hello.fds["m0"])
         finally:
+            remains.net_fd = None
             hello.close()
         if not failures:
             _dismiss(anchor)
@@ -134,7 +147,7 @@ def take_back(transition: Transition, ledger: Ledger, *, rebooting: bool = False
         cgroup.kill(Part.MANAGER)
         cgroup.wait_empty(Part.MANAGER, 10.0)
         cgroup.wait_empty(Part.PAYLOAD, 10.0)
-        failures = undo.everything(ledger, undo.Remains(layout, zonename, rebooting=rebooting))
+        failures = undo.everything(ledger, remains)
     if failures:
         first = failures[0]
         for other in failures[1:]:
