@@ -23,6 +23,7 @@ FDS_MAX = 8
 SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
 _MAGIC = b"zonemgr-launcher-1"
 _LENGTH = 4
+_AT_ONCE_S = 0.02  # a caller sends as soon as it is connected
 
 
 class Work:
@@ -138,10 +139,11 @@ def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def wants_supervisor(connection: _socket.socket) -> bool:
-    """Whether a request for a supervisor waits at the connection, as far as can be told now; nothing of it is taken."""
+    """Whether a request for a supervisor comes at once on the connection; nothing of it is taken."""
     beginning = b"\0".join([_MAGIC, SERVE, b""])
+    connection.settimeout(_AT_ONCE_S)
     try:
-        data = connection.recv(_LENGTH + len(beginning), _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        data = connection.recv(_LENGTH + len(beginning), _socket.MSG_PEEK)
     except OSError:
         return False
     return data[_LENGTH:] == beginning
