@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from zonemgr.linux.procfs import start_time
 from zonemgr.model.states import State
-from zonemgr.store import entries, zones
+from zonemgr.store import entries, instance, observe, zones
 from zonemgr.store.paths import Layout
 
 COUNT = entries.WORTH_WRITING + 2
@@ -89,3 +91,19 @@ def test_a_claim_counts_though_its_zones_record_is_damaged(layout: Layout) -> No
     layout.config("z1").write_text(linked("10.0.0.5/24"))
     layout.state("z1").write_text("{")
     assert entries.claims(layout) == {"10.0.0.5": {"z1"}}
+
+
+def test_a_list_reads_no_configuration_of_a_zone_that_lives(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = instance.Process(os.getpid(), start_time(os.getpid()) or 0)
+    instance.write(
+        layout,
+        instance.Instance(
+            "z7", "1", 3, instance.Mode.BOOT, instance.Phase.RUNNING, 0, False, "/root", "/nowhere", init=me
+        ),
+    )
+    seen = {zone.zonename: zone for zone in observe.all_zones(layout)}
+    assert seen["z7"] == observe.observe(layout, "z7") and seen["z7"].state is State.RUNNING
+    monkeypatch.setattr(zones, "load", lambda *_: pytest.fail("a configuration was read again"))
+    assert {zone.zonename: zone for zone in observe.all_zones(layout)} == seen

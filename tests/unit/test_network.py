@@ -50,6 +50,19 @@ def test_an_ethernet_address_stays_and_is_of_the_local_unicast_kind(host: str, z
     assert ipaddress.ip_address(network.link_local(mac)).is_link_local
 
 
+@given(st.integers(0, 1 << 20), st.integers(1, 100_000))
+def test_the_table_of_neighbours_has_room_for_all_zones(there: int, zones: int) -> None:
+    limits = network.neighbour_limits(there, zones)
+    most, soft, least = limits or (there, 0, 0)
+    assert most >= network.NEIGHBOURS_PER_ZONE * zones
+    assert not limits or least < soft < most
+    assert not network.neighbour_limits(most, zones + 1 if limits else zones)  # it is not changed for every zone
+
+
+def test_a_few_zones_change_nothing_of_the_hosts() -> None:
+    assert network.neighbour_limits(1024, 256) == ()
+
+
 def test_an_ethernet_address_begins_with_its_prefix() -> None:
     assert network.stable_mac("host", "zone", 0, "02:08:20").startswith("02:08:20:")
 

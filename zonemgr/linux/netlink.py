@@ -167,6 +167,9 @@ def make_veth(
             raise
 
 
+_FULL = "a bridge has 1023 ports, all of this one are taken: give the zone another bridge (anet)"
+
+
 def _put_in_place(rtnl: Rtnl, name: str, master: list[bytes], altname: str | None) -> None:
     """Name it, and bring it up on its bridge.  A port has no business with IPv6: without an address of its own there
     nothing of it shows in the host's lists, and the kernel joins no groups for it."""
@@ -184,7 +187,7 @@ def _put_in_place(rtnl: Rtnl, name: str, master: list[bytes], altname: str | Non
         messages.append(rtnetlink.add_altname(name, short))
     _without_ipv6, placed, *named = rtnl.ask(*messages)  # a host without IPv6 refuses the first, which is as well
     if placed is not None:
-        with _refused("cannot bring up link '{name}'", name=name):
+        with _refused("cannot bring up link '{name}'", {errno.EXFULL: _FULL}, name=name):
             raise placed
     if named and named[0] is not None:
         hints = {errno.EEXIST: "another link of this host has that name"}

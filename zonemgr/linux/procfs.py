@@ -6,6 +6,8 @@ Deliberately not here: anything that acts, and anything that needs ctypes, which
 
 from __future__ import annotations
 
+import functools
+
 
 def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -68,6 +70,7 @@ def pid_of(pidfd: int) -> int:
     raise ProcessLookupError(3, "No such process")
 
 
+@functools.cache
 def boot_id() -> str:
     """What names this boot of the host: files that carry another one are of the past."""
     return _read("/proc/sys/kernel/random/boot_id").strip()

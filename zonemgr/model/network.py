@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zonemgr.model.zone import ForwardResource, NetResource, Zone
 
 PROTECTIONS: Final = ("mac-nospoof", "ip-nospoof", "dhcp-nospoof", "restricted")
+NEIGHBOURS_PER_ZONE: Final = 4
 _UNITS: Final = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -86,6 +87,20 @@ def bits_per_second(text: str) -> int:
     """A bandwidth such as 2.5G, in bits a second."""
     unit = _UNITS.get(text[-1:], 1)
     return max(int(float(text.rstrip("KMG")) * unit), 1)
+
+
+def neighbour_limits(there: int, zones: int) -> tuple[int, ...]:
+    """What the host's table of neighbours (ARP) may hold, the most first, for so many zones; nothing when it may hold
+    enough already.
+
+    The kernel counts those of all network namespaces together: for each zone the router as the zone sees it, the zone
+    as the host sees it, and whatever zones it talks to.  Beyond its own limit, 1024, packets are dropped.
+    """
+    wanted = NEIGHBOURS_PER_ZONE * zones
+    if there >= wanted:
+        return ()
+    most = 2 << wanted.bit_length()  # more than that, so that the next zone need not change it again
+    return most, most // 2, most // 8
 
 
 # -- claims -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from zonemgr.model.brandspec import DeviceRule, PlatformBrand, PlatformMount
 from zonemgr.model.states import IDS_PER_ZONE
 from zonemgr.model.zone import FsResource, NetResource, Zone
 from zonemgr.platform import firewall, resources
+from zonemgr.store import instance as instances
 from zonemgr.store.instance import Mode
 from zonemgr.store.names import hosts_file
 from zonemgr.store.paths import Layout
@@ -520,12 +521,25 @@ def _shared_by_zones(subject: Subject) -> list[plan.Op]:
         ops.append(plan.Bridge(settings.bridge, tuple(settings.bridge_address), vlans))
         if settings.forwarding:
             ops += [plan.HostSetting(name, "1") for name in _FORWARDING if os.path.exists(f"/proc/sys/{name}")]
+        ops += _room_for_neighbours(instances.count(subject.layout) + 1)
     for bridge in dict.fromkeys(forward.bridge for forward in _forwards(subject)):
         # Replies to the host's loopback come in by the bridge, and so do those who ask from other zones.
         names = ("route_localnet", "forwarding")
         ops += [plan.HostSetting(f"net/ipv4/conf/{bridge}/{name}", "1") for name in names]
     ways_back = dict.fromkeys(forward.bridge for forward in _forwards(subject) if forward.loopback6)
     return [*ops, *(plan.WayBack(bridge) for bridge in ways_back)]
+
+
+def _room_for_neighbours(zones: int) -> Iterator[plan.Op]:
+    """The host's limits, which only its first network namespace has as settings."""
+    for family in ("ipv4", "ipv6"):
+        names = [f"net/{family}/neigh/default/gc_thresh{number}" for number in (3, 2, 1)]
+        try:
+            with open(f"/proc/sys/{names[0]}", encoding="ascii") as file:
+                limits = network.neighbour_limits(int(file.read()), zones)
+        except OSError:
+            continue
+        yield from (plan.HostSetting(name, str(limit)) for name, limit in zip(names, limits, strict=False))
 
 
 _FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,14 @@ def write(layout: Layout, instance: Instance) -> Instance:
 def forget(layout: Layout, zonename: str) -> None:
     """Remove the record: the zone has no platform any more."""
     layout.instance(zonename).unlink(missing_ok=True)
+
+
+def count(layout: Layout) -> int:
+    """How many zones have a record, which costs next to nothing."""
+    try:
+        return len(os.listdir(layout.run / "instances"))
+    except FileNotFoundError:
+        return 0
 
 
 def names(layout: Layout) -> list[str]:

@@ -64,11 +64,15 @@ def state_of(layout: Layout, zonename: str) -> State:
 
 def observe(layout: Layout, zonename: str) -> Observation:
     """Observe one zone.  NoSuchZoneError when it is neither configured nor alive."""
-    instance = instances.read(layout, zonename)
-    living = living_state(instance) if instance else None
+    instance, living = _life(layout, zonename)
     if not zones.exists(layout, zonename) and living is None:
         raise NoSuchZoneError(zonename)
     return _observation(zones.read_entry(layout, zonename), instance, living)
+
+
+def _life(layout: Layout, zonename: str) -> tuple[Instance | None, State | None]:
+    instance = instances.read(layout, zonename)
+    return instance, living_state(instance) if instance else None
 
 
 def _observation(entry: Entry, instance: Instance | None, living: State | None) -> Observation:
@@ -92,10 +96,12 @@ def all_zones(layout: Layout) -> list[Observation]:
     found = []
     for zonename in sorted({*known, *living}):
         try:
-            if zonename in known and zonename not in living:
-                found.append(_observation(known[zonename], None, None))
-            else:
+            if zonename not in known:
                 found.append(observe(layout, zonename))
+            elif zonename in living:
+                found.append(_observation(known[zonename], *_life(layout, zonename)))
+            else:
+                found.append(_observation(known[zonename], None, None))
         except NoSuchZoneError:
             continue
     return found
