@@ -45,5 +45,8 @@ def test_supervisor_and_zsched_of_an_idle_zone_stay_small(programs: dict[str, An
 
 @pytest.mark.parametrize("kind", ["boot", "halt", "exec"])
 def test_the_launcher_pays(programs: dict[str, Any], kind: str) -> None:
-    """Some three times as quick on a quiet machine; anything less than a little quicker means that it does nothing."""
-    assert programs["zonemgr"]["median"][kind] < 0.9 * programs["cold"]["median"][kind]
+    """Some three times as quick on a quiet machine; anything less than a little quicker means that it does nothing.
+    The quickest of each is compared: what else runs can only delay.
+    """
+    quickest = {name: min(programs[name]["samples"][kind]) for name in ("zonemgr", "cold")}
+    assert quickest["zonemgr"] < 0.9 * quickest["cold"]

@@ -213,7 +213,7 @@ def test_one_that_a_service_manager_keeps_follows_the_one_that_was_killed(instan
     name_users(instance, **{GUEST: "login"})
     words = [sys.executable, "-m", "zonemgr.supervisor", "delegate", "--stay", "--root", str(instance.root)]
     first = server_of(instance)
-    with subprocess.Popen(words, env=instance.env, cwd="/") as kept:
+    with Started(words, env=instance.env, cwd="/") as kept:
         try:
             until(lambda: f" {kept.pid} " in Path("/proc/locks").read_text(), "the second one to wait")
             assert server_of(instance) == first
