@@ -25,6 +25,7 @@ class Debian(Brand):
 
     init = "/sbin/init"
     init_terminal = False  # systemd's getty takes the console
+    init_notifies = True
     login_command = ("/bin/login", "-f", "{user}")  # PAM: a session, its environment and limits
     shutdown_command = ()
     shutdown_signal = "SIGRTMIN+3"

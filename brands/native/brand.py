@@ -36,6 +36,7 @@ class Native(Brand):
     summary = "the host's programs, read-only, with a root of its own (sparse root)"
 
     init = "/usr/local/sbin/init"
+    init_notifies = True  # when the start-up scripts are done
     shutdown_command = ("/usr/local/sbin/poweroff",)
     scratch_mount = True
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from zonemgr.brandkit import base, contract, loader
-from zonemgr.brandkit.base import Brand
+from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError
+from zonemgr.model.brandspec import InitProgram
 from zonemgr.store.paths import Layout
 
 GOOD = """
@@ -232,3 +233,29 @@ def test_loading_brands_needs_no_heavy_module() -> None:
     found = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
     heavy = {"asyncio", "click", "importlib.metadata", "pyroute2", "subprocess", "tomlkit"}
     assert not heavy & set(found.stdout.split())
+
+
+def test_what_a_brand_says_of_its_init_holds_for_no_other_init(tmp_path: Path) -> None:
+    class Telling(Brand):
+        name = "telling"
+        init_notifies = True
+
+    class Same(Telling):
+        name = "same"
+
+    class Other(Telling):
+        name = "other"
+        init = "/sbin/other"
+
+    class Chosen(Telling):
+        name = "chosen"
+
+        def init_program(self, zone: ZoneInfo) -> InitProgram:
+            return InitProgram("/x")
+
+    class TellingToo(Other):
+        name = "too"
+        init_notifies = True
+
+    brands = (Brand, Telling, Same, Other, Chosen, TellingToo)
+    assert [cls(tmp_path).notifies for cls in brands] == [False, True, True, False, False, True]

@@ -11,6 +11,7 @@ import pytest
 from zonemgr.cli.list import GLOBAL, HEADER, Row, select, show
 from zonemgr.cli.output import Session
 from zonemgr.model.states import State
+from zonemgr.store.readiness import Told
 
 
 def zone(name: str, state: State, zone_id: int | None = None, path: str = "/z", ip: str = "exclusive") -> Row:
@@ -75,8 +76,19 @@ def test_json_holds_what_the_columns_hold(capsys: pytest.CaptureFixture[str]) ->
             "ip-type": "exclusive",
             "label": None,
             "limits": [],
+            "ready": None,
+            "status": None,
         }
     ]
+
+
+def test_who_is_not_ready_is_shown_while_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    up, coming = (replace(zone("web", State.RUNNING, 4), told=Told("x", ready)) for ready in (True, False))
+    show(Session(), [up], verbose=True, parsable=False)
+    assert "READY" not in capsys.readouterr().out
+    show(Session(), [up, coming, zone("down", State.INSTALLED)], verbose=True, parsable=False)
+    rows = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["READY", "yes", "no", "-"]
 
 
 def test_a_label_is_shown_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:

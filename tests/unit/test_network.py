@@ -134,6 +134,7 @@ class Borrowed:
 
     mounts = zone_mounts = devices = links = ()
     cgroup = "none"
+    notifies = False
 
 
 def forwarded(tmp_path: Path, address: str | None, own: tuple[str, ...]) -> compose.Subject:

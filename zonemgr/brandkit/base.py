@@ -108,6 +108,8 @@ class Brand:
     init_arguments: ClassVar[tuple[str, ...]] = ()  # before the boot arguments
     init_environment: ClassVar[Mapping[str, str]] = {}  # besides container, container_uuid and PATH
     init_terminal: ClassVar[bool] = True  # the console is init's controlling terminal (InitProgram.terminal)
+    # Init tells by sd_notify(3), to NOTIFY_SOCKET, when it is ready; zones that require this one wait for that.
+    init_notifies: ClassVar[bool] = False
     restart: ClassVar[RestartPolicy] = RestartPolicy()  # what follows when init ends
     # Run as root in the zone for an interactive login.  May hold {user} and {zonename} (of the zone that we are in,
     # ``global``).  Empty: the shell of the zone's passwd entry.
@@ -282,6 +284,16 @@ class Brand:
         """Whether the class whose ``hook`` this is says so of itself, not one that it is derived from."""
         own = next(cls for cls in type(self).__mro__ if hook in vars(cls))
         return bool(vars(own).get(f"{hook}_only_looks", False))
+
+    @property
+    def notifies(self) -> bool:
+        """``init_notifies`` of whoever has declared the init: that of a base says nothing about another init."""
+        for cls in type(self).__mro__:
+            if "init_notifies" in vars(cls):
+                return self.init_notifies
+            if not {"init", "init_program"}.isdisjoint(vars(cls)):
+                return False
+        return False
 
     def privileges(self, ip_type: str) -> PrivilegeSets:
         """The brand's sets for a zone of this ip-type.  What is prohibited is in no default."""

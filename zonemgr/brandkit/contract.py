@@ -296,6 +296,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "init_arguments": _words,
     "init_environment": _environment,
     "init_terminal": _boolean,
+    "init_notifies": _boolean,
     "base": _base,
     "restart": _restart,
     "login_command": _login_command,

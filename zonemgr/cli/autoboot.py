@@ -158,15 +158,30 @@ def _boot(session: Session, zones: Mapping[str, Zone], running: set[str]) -> lis
         for name, circle in sorted(plan.circular.items())
     ]
     request = Request("boot", "Boot")
+    awaited = {other for others in plan.before.values() for other in others}
 
     def boot(name: str, done: Mapping[str, Result]) -> Result:
         there = running | {other for other, result in done.items() if result.ok}
         missing = [other for other in zones[name].requires if other not in there]
         if missing:
             return _refused(session, name, message("requires what does not run: {zones}", zones=" ".join(missing)))
-        return _ask(session, name, request)
+        result = _ask(session, name, request)
+        return _awaited(session, result) if result.ok and name in awaited else result
 
     return results + in_order(plan.names, plan.before, boot)
+
+
+def _awaited(session: Session, result: Result) -> Result:
+    """Others come after this zone: they wait until it is ready, for a while."""
+    from zonemgr.cli.follow import not_ready
+    from zonemgr.store import readiness, settings
+
+    began, limit_s = time.monotonic(), settings.load(session.layout).ready_s
+    messages = result.messages
+    if not readiness.wait(session.layout, result.zonename, limit_s):
+        session.message(not_ready(limit_s), result.zonename)
+        messages = (*messages, not_ready(limit_s))
+    return replace(result, seconds=round(result.seconds + time.monotonic() - began, 3), messages=messages)
 
 
 def _refused(session: Session, name: str, why: str) -> Result:

@@ -1,28 +1,52 @@
-"""Staying with zones that run: ``boot --wait``, for programs that take the end of their child for the end of a zone.
+"""Staying with zones: ``boot --wait-ready`` until they are ready, ``boot --wait`` until they are down.
 
-systemd's units are such (contrib/systemd/zone@.service).  Whoever stays does nothing for the zones: it may be killed,
-and another one may stay with them.
+The latter is for programs that take the end of their child for the end of a zone, as systemd's units do
+(contrib/systemd/zone@.service).  Whoever stays does nothing for the zones: it may be killed, and another one may stay
+with them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+import time
 from collections.abc import Sequence
 
 from zonemgr.cli.output import Session
-from zonemgr.errors import NoSuchZoneError
+from zonemgr.errors import Exit, NoSuchZoneError, message
 from zonemgr.model.states import State
+from zonemgr.store import readiness
 from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.wire import start, varlink
 from zonemgr.wire.client import Client, EmptyReply, LostReply
 
 
+def until_ready(session: Session, names: Sequence[str], limit_s: float | None = None) -> int:
+    """Wait until zones that have just been booted are ready.  The exit status; those that are late have been named."""
+    from zonemgr.store import settings
+
+    limit_s = settings.load(session.layout).ready_s if limit_s is None else limit_s
+    deadline = time.monotonic() + limit_s
+    status = int(Exit.OK)
+    for name in names:
+        if not readiness.wait(session.layout, name, deadline - time.monotonic()):
+            session.message(not_ready(limit_s), name)
+            status = int(Exit.ERROR)
+    return status
+
+
+def not_ready(limit_s: float) -> str:
+    """What is said of a zone that did not become ready."""
+    return message("the zone has not become ready within {seconds:g} seconds", seconds=limit_s)
+
+
 def stay(session: Session, names: Sequence[str]) -> None:
-    """Tell the service manager that the zones run, and return when all of them are down."""
-    tell_manager(f"READY=1\nSTATUS=running: {' '.join(names)}")
+    """Tell the service manager when the zones are ready, and return when all of them are down."""
+    if all(readiness.wait(session.layout, name, math.inf) for name in names):
+        tell_manager(f"READY=1\nSTATUS=running: {' '.join(names)}")
     for name in names:
         while _is_up(session.layout, name):
             _await_change(session, name)

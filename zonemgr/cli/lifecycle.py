@@ -406,18 +406,23 @@ def ready(session: Session, which: Choice) -> int:
 @click.command(cls=TailCommand)
 @_which
 @click.option("-f", "--force", is_flag=True, help="Also boot a zone whose installation is incomplete.")
-@click.option("--wait", is_flag=True, help="Stay until the zones are down; tell systemd when they run.")
-def boot(session: Session, which: Choice, force: bool, wait: bool) -> int:
+@click.option("--wait", is_flag=True, help="Stay until the zones are down; tell systemd when they are ready.")
+@click.option("--wait-ready", is_flag=True, help="Stay until their inits say that they are ready (ready-s at most).")
+def boot(session: Session, which: Choice, force: bool, wait: bool, wait_ready: bool) -> int:
     """Start zones.  Words after -- are boot arguments: -m OPTION, -i INIT, -s, and what init understands."""
     request = Request("boot", "Boot", {"args": boot_arguments(tail()), "force": force or None})
-    if not wait:
+    if wait and wait_ready:
+        raise UsageError("--wait and --wait-ready are mutually exclusive")
+    if not (wait or wait_ready):
         return which.perform(session, request)
-    from zonemgr.cli.follow import stay
+    from zonemgr.cli import follow
 
     names = which.zones(session, "boot")
     code = run(session, names, request, which.jobs)
+    if code == Exit.OK and wait_ready:
+        return follow.until_ready(session, names)
     if code == Exit.OK:
-        stay(session, names)
+        follow.stay(session, names)
     return code
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from zonemgr.cli.output import Session, printable
 from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError
 from zonemgr.model.states import GLOBAL_ZONE, State
+from zonemgr.store import readiness
 from zonemgr.store.observe import Observation, all_zones, observe
 from zonemgr.store.paths import Layout
 
@@ -30,6 +31,7 @@ class Row:
     ip_type: str
     label: str = ""  # the zone's mandatory label, or the one that it is to have
     limits: tuple[dict[str, Any], ...] = ()  # of a living zone: as configured, and as the kernel holds them
+    told: readiness.Told | None = None  # of a zone that runs: whether it is ready, and what its init says
 
     @property
     def id_text(self) -> str:
@@ -46,9 +48,9 @@ class Row:
         path = printable(self.zonepath)
         return _LINE.format(self.id_text, self.zonename, self.state.label, path, self.brand, self.ip_text)
 
-    def labeled(self) -> str:
-        """As ``verbose``, with the label."""
-        return f"{self.verbose()} {printable(self.label) or '-'}"
+    @property
+    def ready_text(self) -> str:
+        return "-" if self.told is None else "yes" if self.told.ready else "no"
 
     def parsable(self) -> str:
         """Fields may be added at the end; only the path can hold a colon."""
@@ -68,14 +70,16 @@ class Row:
             "ip-type": self.ip_type,
             "label": self.label or None,
             "limits": list(self.limits),
+            "ready": self.told.ready if self.told else None,
+            "status": (self.told.status if self.told else "") or None,
         }
 
 
 HEADER = _LINE.format("ID", "NAME", "STATUS", "PATH", "BRAND", "IP")
-GLOBAL = Row(GLOBAL_ZONE, State.RUNNING, 0, "/", "", "host", "shared")
+GLOBAL = Row(GLOBAL_ZONE, State.RUNNING, 0, "/", "", "host", "shared", told=readiness.Told("", ready=True))
 
 
-def row(seen: Observation) -> Row:
+def row(layout: Layout, seen: Observation) -> Row:
     """What is listed of an observed zone."""
     return Row(
         seen.zonename,
@@ -87,6 +91,7 @@ def row(seen: Observation) -> Row:
         seen.ip_type,
         seen.label,
         seen.instance.limits if seen.instance and seen.state.active else (),
+        readiness.of(layout, seen),
     )
 
 
@@ -106,7 +111,7 @@ def _named(session: Session, layout: Layout, names: Sequence[str]) -> tuple[list
             rows.append(GLOBAL)
             continue
         try:
-            rows.append(row(observe(layout, name)))
+            rows.append(row(layout, observe(layout, name)))
         except ZoneError as error:
             session.report(error, None if isinstance(error, NoSuchZoneError) else name)
             status = int(Exit.ERROR)
@@ -139,7 +144,7 @@ def list_zones(
         rows, status = _named(session, session.layout, names)
     else:
         minimum = State.CONFIGURED if configured else State.INSTALLED if installed else State.READY
-        found = select([row(seen) for seen in all_zones(session.layout)], minimum)
+        found = select([row(session.layout, seen) for seen in all_zones(session.layout)], minimum)
         rows, status = [*([] if no_global else [GLOBAL]), *found], int(Exit.OK)
     show(session, rows, verbose=verbose, parsable=parsable)
     return status
@@ -150,9 +155,21 @@ def show(session: Session, rows: Sequence[Row], *, verbose: bool, parsable: bool
     if session.json:
         session.emit([zone.to_json() for zone in rows])
         return
-    labels = verbose and any(zone.label for zone in rows)
-    if verbose and rows:
-        session.data(f"{HEADER} LABEL" if labels else HEADER)
-    for zone in rows:
-        table = zone.labeled() if labels else zone.verbose()
-        session.data(table if verbose else zone.parsable() if parsable else zone.plain())
+    if not verbose:
+        for zone in rows:
+            session.data(zone.parsable() if parsable else zone.plain())
+    elif rows:
+        more = _more_columns(rows)
+        session.data(" ".join([HEADER, *more]))
+        for zone in rows:
+            session.data(" ".join([zone.verbose(), *(text(zone) for text in more.values())]))
+
+
+def _more_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Beyond those of the reference, where there is something to tell: who is not ready yet, and labels."""
+    found: dict[str, Callable[[Row], str]] = {}
+    if any(zone.ready_text == "no" for zone in rows):
+        found["READY"] = lambda zone: f"{zone.ready_text:<5}"
+    if any(zone.label for zone in rows):
+        found["LABEL"] = lambda zone: printable(zone.label) or "-"
+    return found

@@ -135,6 +135,10 @@ class PlatformBrand(Protocol):
         """What is on /sys/fs/cgroup."""
 
     @property
+    def notifies(self) -> bool:
+        """Whether process 1 tells when it is ready."""
+
+    @property
     def links(self) -> tuple[DeviceLink, ...]:
         """The symbolic links of /dev."""
 

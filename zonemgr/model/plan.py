@@ -394,10 +394,14 @@ class Mask(Op):
 
 @dataclass(frozen=True)
 class RunHost(Op):
-    """/run/host: what the guest may know of where it is (container-manager, container-uuid, the host's os-release)."""
+    """/run/host: what the guest may know of where it is (container-manager, container-uuid, the host's os-release).
+
+    ``notify``: and a socket by which its init tells when it is ready.
+    """
 
     kind: ClassVar[str] = "run-host"
     uuid: str
+    notify: bool = False
 
     @property
     def mount_point(self) -> str:

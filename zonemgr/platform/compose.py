@@ -255,7 +255,7 @@ def _tree(subject: Subject) -> list[plan.Op]:
     mounts += [(directory, op) for directory, op in brand_mounts if op]
     if not any(directory == "/run" for directory, _ in mounts):
         mounts.append(("/run", plan.FileSystem("tmpfs", "tmpfs", "/run", ("nosuid", "nodev", "mode=755"))))
-    mounts.append(("/run/host", plan.RunHost(subject.uuid)))
+    mounts.append(("/run/host", plan.RunHost(subject.uuid, subject.brand.notifies)))
     loose = _loose_directories(subject)
     mounts += [(fs.dir, fs_mount(fs, subject.zone)) for fs in subject.zone.fs if fs.dir not in loose]
     mounts += [] if _hosts_are_loose(subject) else [(op.directory, op) for op in _hosts(subject)]

@@ -11,7 +11,7 @@ import stat
 import struct
 
 from zonemgr.errors import PlatformError
-from zonemgr.linux import mounts, paths
+from zonemgr.linux import mounts, notify, paths
 from zonemgr.model import plan
 from zonemgr.platform.mounting import attach, bind
 from zonemgr.platform.stage import Stage
@@ -35,6 +35,8 @@ def run_host(op: plan.RunHost, stage: Stage) -> None:
             _write(folder_fd, "container-manager", b"zonemgr\n", stage.uid_base)
             _write(folder_fd, "container-uuid", op.uuid.encode() + b"\n", stage.uid_base)
             _write(folder_fd, "os-release", _os_release(), stage.uid_base)
+            if op.notify:
+                stage.notify_fd = notify.listen(folder_fd, stage.uid_base)
         finally:
             os.close(folder_fd)
         mounts.set_attributes(mount_fd, set=mounts.ATTR_RDONLY)

@@ -57,6 +57,7 @@ class Stage:
     say: Callable[[str], None]
     shifted: bool = False  # the root's ids on disk are the zone's: it is mounted without a map
     root_fd: int = -1
+    notify_fd: int = -1  # the socket that init notifies, until it is taken
     sealed: bool = False  # M0 holds nothing of the host's tree any more
     lazily: bool = False  # a mount that is in use is detached all the same
     sealed_only: bool = False  # there is no M0: a mount made now would be the zone's to loosen
@@ -84,6 +85,11 @@ class Stage:
     def has_born(self) -> bool:
         return self._born is not None
 
+    def take_notify(self) -> tuple[int, ...]:
+        """The socket that init notifies is the caller's from now on; empty when there is none."""
+        taken, self.notify_fd = self.notify_fd, -1
+        return (taken,) if taken >= 0 else ()
+
     def finish_filters(self) -> None:
         """Wait for a batch of the packet filter, if one is under way; raises what it met."""
         if self.filters is not None:
@@ -96,6 +102,8 @@ class Stage:
             for descriptor in (self._born.m0_fd, self._born.net_fd, self._born.user_fd):
                 os.close(descriptor)
             self._born = None
+        for descriptor in self.take_notify():
+            os.close(descriptor)
         if self.root_fd >= 0:
             os.close(self.root_fd)
             self.root_fd = -1

@@ -95,6 +95,7 @@ class Instance:
     limits: tuple[dict[str, Any], ...] = ()  # each limit as configured and as the kernel holds it
     halted_by: str = ""  # why the teardown began, for the successor that finishes it
     booted_s: float = 0.0  # CLOCK_MONOTONIC of the last boot, for the brake on reboot loops
+    notifies: bool = False  # its init tells when it is ready (``store.readiness``)
     quick_reboots: int = 0  # reboots in a row that came too soon after their boot
     version: int = VERSION
     boot_id: str = dataclasses.field(default_factory=boot_id)

@@ -42,6 +42,7 @@ class Settings:
     kill_s: int = 30
     transition_s: int = 600
     shutdown_s: int = 60
+    ready_s: int = 120  # how long others wait for a zone to be ready
     default_brand: str = "native"
     launcher_idle_s: int = 600  # the launcher leaves when nobody has come for so long; 0: none is started
     default_max_lwps: int | None = None  # of a zone that names neither max-lwps nor max-processes
@@ -59,6 +60,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "kill-s": _SECONDS,
     "transition-s": _SECONDS,
     "shutdown-s": _SECONDS,
+    "ready-s": _SECONDS,
     "default-brand": checks.brand_name,
     "launcher-idle-s": checks.number_from(0, 7 * 86400),
     "default-max-lwps": checks.number_from(100),

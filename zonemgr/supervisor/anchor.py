@@ -25,6 +25,7 @@ class Hello:
     init_pid: int
     exit: Mapping[str, int] | None
     fds: Mapping[str, int]
+    notices: Mapping[str, Any] | None = None  # what init has told of itself, where it has a way to
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -74,15 +75,17 @@ class Anchor:
         """Ask who is there, and for copies of all descriptors it holds."""
         head, fds, _tail = self._ask({"op": "hello"})
         named = dict(zip(head["fds"], fds, strict=True))
-        return Hello(head["version"], head["generation"], head["pid"], head["exit"], named)
+        return Hello(
+            head["version"], head["generation"], head["pid"], head["exit"], named, head.get("notices")
+        )
 
     def attach(self) -> bytes:
         """Be the zone's supervisor on this connection from now on.  Returns the console's ring."""
         return self._ask({"op": "attach"})[2]
 
-    def keep_console(self, master_fd: int, slave_fd: int) -> None:
-        """Let zsched hold the console's pty."""
-        self._ask({"op": "console"}, (master_fd, slave_fd))
+    def keep_console(self, master_fd: int, slave_fd: int, *notify_fd: int) -> None:
+        """Let zsched hold the console's pty, and the socket that init notifies, if there is one."""
+        self._ask({"op": "console"}, (master_fd, slave_fd, *notify_fd))
 
     def stub(self, message: dict[str, Any], fds: tuple[int, ...] = (), tail: bytes = b"") -> dict[str, Any]:
         """Have process 1 obey a message.  PlatformError names the step that failed."""

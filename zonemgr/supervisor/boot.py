@@ -59,7 +59,14 @@ def _boot(transition: Transition) -> None:
             if "/" in init:
                 _check_init(stage, instance.root, init)
             statehooks.run(transition, "boot", brand.boot)
-            instance = instances.write(layout, instance.but(phase=Phase.BOOTING, booted_s=time.monotonic()))
+            instance = instances.write(
+                layout,
+                instance.but(
+                    phase=Phase.BOOTING,
+                    booted_s=time.monotonic(),
+                    notifies=instance.notifies and not words.init,  # of another init nobody knows
+                ),
+            )
             uuid = zones.read_entry(layout, zonename).uuid
             rules = filters.program(layout, instance) or b""
             _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])

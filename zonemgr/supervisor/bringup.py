@@ -147,6 +147,7 @@ def _new_instance(transition: Transition, zone: Zone, mode: Mode, uid_base: int)
         brand=brand.name,
         ip_type=zone.ip_type,
         quick_reboots=transition.quick_reboots,
+        notifies=brand.notifies and mode is Mode.BOOT,
     )
 
 
@@ -215,10 +216,11 @@ class _Builder:
         return Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])
 
     def keep_console(self, master_fd: int, slave_fd: int) -> None:
-        """Hand the pty to zsched."""
+        """Hand the pty to zsched, and the socket that init notifies, if there is one."""
         assert self.anchor is not None
-        self.anchor.keep_console(master_fd, slave_fd)
-        packets.close_all([master_fd, slave_fd])
+        fds = (master_fd, slave_fd, *self.stage.take_notify())
+        self.anchor.keep_console(*fds)
+        packets.close_all(fds)
 
     def seal(self) -> None:
         """Let process 1 take its locked copy of the finished tree."""

@@ -10,7 +10,7 @@ from typing import Any
 from zonemgr.brandkit import contract, layers, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError, ZoneError
-from zonemgr.linux import labels
+from zonemgr.linux import labels, notify
 from zonemgr.linux.enter import DEFAULT_PATH
 from zonemgr.model.brandspec import InitProgram
 from zonemgr.store.instance import Instance
@@ -41,6 +41,7 @@ def boot_message(program: InitProgram, instance: Instance, uuid: str) -> dict[st
         "container": "zonemgr",
         "container_uuid": uuid,
         "container_ttys": "",
+        **({"NOTIFY_SOCKET": f"/run/host/{notify.NAME}"} if instance.notifies else {}),
         **program.environment,
     }
     return {

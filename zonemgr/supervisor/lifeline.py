@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from zonemgr.linux import process
 from zonemgr.store import instance as instances
@@ -20,19 +21,27 @@ from zonemgr.supervisor.loop import Loop
 from zonemgr.wire import packets
 
 InitEnded = Callable[[str, dict[str, int]], None]  # generation; {"code": CLD_…, "status": …}
+InitTold = Callable[[str, dict[str, Any]], None]  # generation; what ``notices`` has understood
 
 
 class Lifeline:
-    """See the module.  ``init_ended`` is called once for each life that ends."""
+    """See the module.  ``init_ended`` is called once for each life that ends, ``init_told`` also with what is known."""
 
     def __init__(
-        self, loop: Loop, layout: Layout, zonename: str, console: Console, init_ended: InitEnded
+        self,
+        loop: Loop,
+        layout: Layout,
+        zonename: str,
+        console: Console,
+        init_ended: InitEnded,
+        init_told: InitTold,
     ) -> None:
         self._loop = loop
         self._layout = layout
         self._zonename = zonename
         self._console = console
         self._init_ended = init_ended
+        self._init_told = init_told
         self._anchor: Anchor | None = None
         self._fds: dict[str, int] = {}
         self._generation = ""
@@ -57,6 +66,8 @@ class Lifeline:
             self._console.set_pty(self._fds.pop("master"), backlog)
         anchor.sock.setblocking(False)
         self._loop.watch(anchor.sock.fileno(), self._ready)
+        if hello.notices is not None:
+            self._init_told(hello.generation, dict(hello.notices))
         if hello.exit is not None:
             self._init_ended(hello.generation, dict(hello.exit))
         return True
@@ -102,6 +113,8 @@ class Lifeline:
             self._lost()
         elif packet[0].get("event") == "exit":
             self._init_ended(packet[0]["generation"], packet[0]["exit"])
+        elif packet[0].get("event") == "notices":
+            self._init_told(packet[0]["generation"], packet[0]["notices"])
 
     def _lost(self) -> None:
         """zsched has left: with the platform, as it should, or because somebody killed it."""

@@ -20,7 +20,7 @@ from zonemgr.model.brandspec import InitProgram
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
 from zonemgr.platform import compose, firewall, network, undo
-from zonemgr.store import hostledger, settings, snapshot, zones
+from zonemgr.store import hostledger, readiness, settings, snapshot, zones
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Mode
 from zonemgr.store.ledger import Ledger
@@ -212,6 +212,7 @@ def _take_back(layout: Layout, zonename: str, instance: Instance | None, ledger:
             raise failures[0]
         cgroup.remove()
         instances.forget(layout, zonename)
+        readiness.forget(layout, zonename)
         snapshot.destroy(layout, zonename)
 
     return _act(zonename, what, act)

@@ -21,7 +21,7 @@ from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model.brandspec import Fate, RestartPolicy
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
-from zonemgr.store import change, events, files, settings
+from zonemgr.store import change, events, files, readiness, settings
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Phase
 from zonemgr.store.ledger import Ledger
@@ -77,7 +77,7 @@ class Supervisor:
             self._after_client,
             served=not layout.alternate,
         )
-        self.lifeline = Lifeline(self.loop, layout, zonename, self.console, self._init_ended)
+        self.lifeline = Lifeline(self.loop, layout, zonename, self.console, self._init_ended, self._init_told)
         self.door: Door | None = None
 
     # -- life -----------------------------------------------------------------------------------------------
@@ -200,6 +200,21 @@ class Supervisor:
         else:
             self._enqueue(request)
 
+    def _init_told(self, generation: str, said: dict[str, Any]) -> None:
+        """The zone's init has told how far it is, to us or while nobody listened."""
+        instance = instances.read(self.layout, self.zonename)
+        told = readiness.Told(generation, bool(said["ready"]), bool(said["stopping"]), str(said["status"]))
+        if instance is None or instance.generation != generation:
+            return
+        known = readiness.read(self.layout, instance)
+        if (known.ready, known.stopping) == (told.ready, told.stopping):
+            return
+        readiness.write(self.layout, self.zonename, told)
+        if told.ready and not known.ready:
+            record = {"type": "ready", "zonename": self.zonename, "zoneid": instance.zone_id}
+            status = {"status": told.status} if told.status else {}
+            events.publish_best_effort(self.layout, {**record, **status})
+
     def _brake(self) -> float:
         """Seconds to wait before this reboot: none for the first quick ones, then twice as long each time."""
         instance = instances.read(self.layout, self.zonename)
@@ -238,6 +253,7 @@ class Supervisor:
         seen = _observed(self.layout, self.zonename)
         instance = seen.instance if seen else None
         init = instance.init.pid if instance and instance.init else None
+        told = readiness.of(self.layout, seen) if seen else None
         return {
             "protocol": PROTOCOL,
             "zonename": self.zonename,
@@ -252,6 +268,8 @@ class Supervisor:
             "console_pid": self.console.client.pid if self.console.client else None,
             "generation": instance.generation if instance else None,
             "unconfirmed": self._unconfirmed(),
+            "ready": told.ready if told else None,
+            "status": told.status if told else None,
         }
 
     def _unconfirmed(self) -> int | None:

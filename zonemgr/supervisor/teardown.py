@@ -17,7 +17,7 @@ from zonemgr.linux.cgroup import Part
 from zonemgr.model import plan
 from zonemgr.model.states import Command, State
 from zonemgr.platform import runner, undo
-from zonemgr.store import change, idranges, snapshot
+from zonemgr.store import change, idranges, readiness, snapshot
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Instance, Phase
 from zonemgr.store.ledger import Ledger
@@ -154,6 +154,7 @@ def _take_back(transition: Transition, ledger: Ledger, remains: undo.Remains) ->
             first.add_note(other.text)
         raise first
     instances.forget(layout, zonename)
+    readiness.forget(layout, zonename)
     change.forget(layout, zonename)
     (layout.zone_run(zonename) / SOCKET).unlink(missing_ok=True)
     if layout.alternate:

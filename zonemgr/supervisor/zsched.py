@@ -12,7 +12,7 @@ ever grows, so that any newer supervisor adopts any older zsched:
 * ``hello``    -> version, generation, pid of init, how it ended if it did; descriptors by name
 * ``attach``   -> the caller is the supervisor now; the answer carries the console's ring; from here the caller
   reads the master
-* ``console``  -> keep this pty (descriptors master, slave)
+* ``console``  -> keep this pty (descriptors master, slave), and the socket by which init tells how far it is (notify)
 * ``stub``     -> pass one message to the parked process 1 and return its answer
 * ``commit``   -> the platform is complete: live on when the creator goes
 * ``wake``     -> start a supervisor after so many seconds, or when the attached one goes, if that is later; null: not
@@ -35,6 +35,7 @@ from typing import Any, ClassVar
 
 from zonemgr.linux import caps, mounts, namespaces, process
 from zonemgr.supervisor import stub
+from zonemgr.supervisor.notices import Notices
 from zonemgr.wire import packets, peers
 
 VERSION = 1
@@ -63,6 +64,7 @@ class Zsched:
         self.exit: dict[str, int] | None = None
         self.leaving = False
         self.wake_s: float | None = None  # CLOCK_BOOTTIME
+        self.notices: Notices | None = None
 
     # -- birth ----------------------------------------------------------------------------------------------
 
@@ -109,9 +111,15 @@ class Zsched:
                 handlers[self.held["init"]] = self._init_ended
             if self.attached is None and "master" in self.held:
                 handlers[self.held["master"]] = self._drain
+            patience_ms = self._patience_ms()
+            deaf_s = self.notices.deaf_s if self.notices and self.exit is None else None
+            if self.notices and deaf_s == 0:
+                handlers[self.notices.fileno()] = self._hear
+            elif deaf_s and (patience_ms is None or deaf_s * 1000 < patience_ms):
+                patience_ms = int(deaf_s * 1000) + 1
             for descriptor in handlers:
                 poller.register(descriptor, select.POLLIN)
-            for descriptor, _events in poller.poll(self._patience_ms()):
+            for descriptor, _events in poller.poll(patience_ms):
                 handlers[descriptor]()
                 if descriptor not in (self.listener.fileno(), self.held.get("master")):
                     break  # a client may have gone, and its descriptor with it: look again
@@ -184,6 +192,7 @@ class Zsched:
             "pid": self.init_pid,
             "exit": self.exit,
             "committed": self.committed,
+            "notices": self.notices.told() if self.notices else None,
             "fds": list(self.held),
         }
         packets.send(client, head, self.held.values())
@@ -197,7 +206,9 @@ class Zsched:
             self._tell_exit()
 
     def _console(self, _head: dict[str, Any], fds: list[int], client: socket.socket) -> None:
-        self.held["master"], self.held["slave"] = fds
+        self.held["master"], self.held["slave"], *more = fds
+        if more:
+            self.notices = Notices(more[0])
         os.set_blocking(self.held["master"], False)
         packets.send(client, {"ok": True})
 
@@ -274,6 +285,20 @@ class Zsched:
             packets.send(self.attached, {"event": "exit", "generation": self.generation, "exit": self.exit})
         except OSError:
             self._drop(self.attached)
+
+    def _hear(self) -> None:
+        """What init tells of itself; the supervisor is told twice in a life at most."""
+        assert self.notices is not None
+        if not self.notices.hear():
+            return
+        if self.attached is None:
+            self._start_successor()
+        else:
+            told = {"event": "notices", "generation": self.generation, "notices": self.notices.told()}
+            try:
+                packets.send(self.attached, told)
+            except OSError:
+                self._drop(self.attached)
 
     def _drain(self) -> None:
         try:

@@ -43,6 +43,7 @@ def test_from_the_mirror_to_an_orderly_shutdown(debian: Debian, no_leaks: Regist
     waiting = ("systemctl", "is-system-running", "--wait")  # fails too as long as systemd's socket is not there
     until(lambda: instance.login("web", *waiting, check=False) == "running\n", "running", deadline_s=LIFE_S)
     assert instance.login("web", "systemctl", "--failed", "--no-legend") == ""
+    until(lambda: instance.json("list", "web")[0]["ready"], "systemd's word", deadline_s=LIFE_S)
     assert instance.login("web", "hostname") == "web\n"
     assert len((root / "etc/machine-id").read_text()) == 33
 
