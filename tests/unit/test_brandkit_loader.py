@@ -219,7 +219,7 @@ def test_good_declarations_are_accepted(layout: Layout, line: str) -> None:
 
 def test_every_public_name_of_the_base_class_has_its_check() -> None:
     public = {name for name in vars(Brand) if not name.startswith("_")}
-    assert public == {*contract.CHECKS, *base.HOOKS, "folder", "only_looks", "overrides", "privileges"}
+    assert public == {*contract.CHECKS, *base.HOOKS, "folder", "notifies", "only_looks", "overrides", "privileges"}
 
 
 def test_the_base_class_itself_is_sound() -> None:

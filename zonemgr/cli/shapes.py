@@ -232,6 +232,8 @@ LISTED: Final = Record(
         Field("ip-type", TEXT, "`exclusive` or `shared`"),
         Field("label", OrNull(TEXT), "its mandatory label"),
         Field("limits", Many(LIMIT), "of a living zone"),
+        Field("ready", OrNull(CLAIM), "of a zone that runs: whether its init says so; of one that says nothing, true"),
+        Field("status", OrNull(TEXT), "what its init said with that"),
     ),
 )
 AMOUNT: Final = Record(
@@ -273,7 +275,8 @@ EVENT: Final = Record(
     "event",
     "Something that happened to a zone. Types: `state` (with oldstate, newstate, and zoneid where the zone lives),"
     " `init` (with ended and oom_kills), `change` (with change: applied, confirmed, reverted; and properties), `config`"
-    " (with change: created, changed, deleted, renamed; and oldname). Later releases may add types and fields.",
+    " (with change: created, changed, deleted, renamed; and oldname), `ready` (its init says so; with status). Later"
+    " releases may add types and fields.",
     (
         Field("time", NUMBER, "seconds since 1970"),
         Field("type", TEXT, "what it is about"),
@@ -286,6 +289,7 @@ EVENT: Final = Record(
         Field("change", TEXT, "what was done to its configuration", optional=True),
         Field("properties", Many(TEXT), "which properties", optional=True),
         Field("oldname", TEXT, "its name before", optional=True),
+        Field("status", TEXT, "what its init said with that", optional=True),
         Field("truncated", CLAIM, "it was too long, and the rest of it is lost", optional=True),
     ),
     open=True,
