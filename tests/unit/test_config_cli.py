@@ -302,6 +302,22 @@ def test_help_knows_every_property(zonemgr: Zonemgr) -> None:
     assert "commands: create, set" in zonemgr("config", "web", "help").out
 
 
+def test_controls_are_shown_as_they_are_written(zonemgr: Zonemgr) -> None:
+    """Also those that are properties, in the same run and in a later one; each is found by its name."""
+    zonemgr("create", "web", "--no-net")
+    add = "add rctl; set name=zone.{}; add value (priv=privileged,limit={},action=deny); end"
+    lines = [add.format("max-lwps", 200), add.format("other-thing", 7)]
+    shown = [
+        f"rctl:\n\tname: zone.{name}\n\tvalue: [(priv=privileged,limit={limit},action=deny)]\n"
+        for name, limit in (("max-lwps", 200), ("other-thing", 7))
+    ]
+    assert zonemgr("config", "web", "; ".join([*lines, "info rctl; info max-lwps"])).out == (
+        "".join(shown) + "[max-lwps: 200]\n"
+    )
+    assert zonemgr("config", "web", "info rctl").out == "".join(shown)
+    assert zonemgr("config", "web", "info rctl name=zone.other-thing").out == shown[1]
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """As root, in a mount namespace of its own, with the configuration on a tmpfs of 16 KiB."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:

@@ -32,7 +32,7 @@ from zonemgr.model.checks import Refused
 from zonemgr.model.grid import name_check
 from zonemgr.model.schema import Form, Property, Resource
 from zonemgr.model.states import State
-from zonemgr.model.zone import Zone, check_resource
+from zonemgr.model.zone import Zone, read_resource
 from zonemgr.store import config as store
 from zonemgr.store import zones
 from zonemgr.store.config import Draft
@@ -220,9 +220,10 @@ class Editor:
         if kind is None:
             return configtext.info_globals(zone, global_row(words[0]).name)
         chosen = self._indexes(kind, assignments(words[1:]))
-        found = configtext.resources_of(zone, kind)
         if words[1:] and not chosen:
             raise ConfigError("No such resource with that id")
+        # As they are written: a zone has what is also a property (max-lwps) as that alone.
+        found = [read_resource(kind, item) for item in self._written(kind)]
         return [line for index in chosen for line in configtext.info_resource(kind, found[index])]
 
     def export(self, words: Sequence[str]) -> None:
@@ -386,7 +387,7 @@ class Editor:
         scope = self.scope
         if scope is None:
             raise UsageError("end is for use inside a resource")
-        check_resource(scope.kind, scope.values)
+        read_resource(scope.kind, scope.values)
         self._refuse_duplicate(scope)
         draft = self.edited()
         if not scope.selected:
@@ -460,17 +461,20 @@ class Editor:
             )
         return chosen[0]
 
+    def _written(self, kind: Resource) -> list[Any]:
+        """The resources of a kind, as the file has them."""
+        present = self.edited().table.get(kind.name, [])
+        return [present] if kind.single and present != [] else list(present)
+
     def _indexes(self, kind: Resource, wanted: Mapping[str, str]) -> list[int]:
         """The positions of the resources with these values; a list is like a value that it holds."""
         given = {}
         for name, text in wanted.items():
             row = Scope(kind).row(name)
             given[row.name] = row.check(property_value(row, text))
-        present = self.edited().table.get(kind.name, [])
-        items = [present] if kind.single and present != [] else present
         return [
             index
-            for index, item in enumerate(items)
+            for index, item in enumerate(self._written(kind))
             if all(_is_like(store.canonical(kind, item).get(name), value) for name, value in given.items())
         ]
 

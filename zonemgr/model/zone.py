@@ -369,9 +369,9 @@ class Zone:
         return list(dict.fromkeys(found))
 
 
-def check_resource(kind: Resource, table: Mapping[str, Any]) -> None:
-    """Check one resource by itself, for an editor.  Raises ConfigError."""
-    _Reader("", None).resource((), kind, dict(table))
+def read_resource(kind: Resource, table: Mapping[str, Any]) -> object:
+    """One resource by itself, checked, for an editor.  Raises ConfigError."""
+    return _Reader("", None).resource((), kind, dict(table))
 
 
 def _is_held(control: RctlResource) -> bool:
