@@ -45,7 +45,7 @@ class Terminal:
             if left_s <= 0 or not select.select([self.master], [], [], left_s)[0]:
                 raise AssertionError(f"{text!r} was not shown, but {self.shown!r}")
             try:
-                self.shown += os.read(self.master, 4096).decode()
+                self.shown += os.read(self.master, 4096).decode(errors="replace")
             except OSError:
                 raise AssertionError(f"ended without {text!r}: {self.shown!r}") from None
         before, _, self.shown = self.shown.partition(text)
@@ -164,6 +164,37 @@ def test_tab_completes_commands_resources_and_properties(terminal: Terminal) -> 
     terminal.expect("zonecfg:web:capped-memory> ")
     terminal.type("info\n")
     assert "physical" in terminal.expect("zonecfg:web:capped-memory> ")
+
+
+def test_an_answer_of_no_is_no_end_and_no_error(terminal: Terminal, layout: Layout) -> None:
+    terminal.type("set autoboot=true\n")
+    for command, question in (("delete", "delete zone web"), ("create", "create anyway"), ("revert", "to revert")):
+        terminal.expect("zonecfg:web> ")
+        terminal.type(f"{command}\n")
+        terminal.expect(question)
+        terminal.type("n\n")
+        terminal.expect("nothing is changed")
+    terminal.type("exit\n")
+    assert terminal.status() == 0
+    assert "autoboot = true" in layout.config("web").read_text()
+
+
+def test_bytes_that_are_no_text_lose_nothing(terminal: Terminal, layout: Layout) -> None:
+    terminal.type("set autoboot=true\n")
+    terminal.expect("zonecfg:web> ")
+    os.write(terminal.master, b"\xff\xfe\n")
+    terminal.expect("zonecfg:web> ")
+    terminal.type("exit\n")
+    assert terminal.status() == 1
+    assert "autoboot = true" in layout.config("web").read_text()
+
+
+def test_delete_asks_and_ends(terminal: Terminal, layout: Layout) -> None:
+    terminal.type("delete\n")
+    terminal.expect("(y/[n])? ")
+    terminal.type("y\n")
+    assert terminal.status() == 0
+    assert not layout.config("web").exists()
 
 
 def test_removing_all_of_a_kind_asks(terminal: Terminal, layout: Layout) -> None:

@@ -19,7 +19,7 @@ from zonemgr.cli.confighelp import candidates
 from zonemgr.cli.editor import Editor
 from zonemgr.cli.output import Session
 from zonemgr.cli.scope import require_write_access
-from zonemgr.errors import Exit, NoSuchZoneError, StateError, UsageError, ZoneError, message
+from zonemgr.errors import Exit, InternalError, StateError, UsageError, ZoneError, message
 from zonemgr.model import schema
 from zonemgr.model.states import State
 
@@ -89,6 +89,9 @@ class Prompt:
         except EOFError:
             self.session.data("")
             return None
+        except UnicodeDecodeError:
+            self._fail(UsageError("that is not UTF-8 text"))
+            return ""
 
     # -- commands -------------------------------------------------------------------------------------------
 
@@ -99,10 +102,14 @@ class Prompt:
                 self._command(line.words[0], line.words[1:])
                 if self.editor.done:
                     return
-        except NoSuchZoneError as error:
-            self._fail(error)
+        except _Declined:
+            self.session.message("nothing is changed")
         except ZoneError as error:
             self._fail(error)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not lose an hour of editing either
+            bug = InternalError("internal error: this is a bug of zonemgr")
+            bug.__cause__ = error
+            self._fail(bug)
 
     def _fail(self, error: ZoneError) -> None:
         self.failed = True
@@ -132,13 +139,15 @@ class Prompt:
     def _question(self, name: str, words: tuple[str, ...]) -> str | None:
         editor = self.editor
         if name == "create" and editor.draft is not None and editor.state < State.INSTALLED:
-            return f"Zone {editor.zonename} already exists; create anyway"
+            return message("Zone {zonename} already exists; create anyway", zonename=editor.zonename)
         if name == "revert" and editor.changed:
-            return "Are you sure you want to revert"
+            return message("Are you sure you want to revert")
+        if name == "delete" and editor.draft is not None and editor.state is State.CONFIGURED:
+            return message("Are you sure you want to delete zone {zonename}", zonename=editor.zonename)
         if name == "remove" and editor.scope is None and len(words) == 1 and editor.draft is not None:
             kind = schema.resource(words[0])
             if kind is not None and not kind.single and len(editor.draft.table.get(kind.name, ())) > 1:
-                return f"Are you sure you want to remove ALL '{kind.name}' resources"
+                return message("Are you sure you want to remove ALL '{kind}' resources", kind=kind.name)
         return None
 
     def _yes(self, question: str) -> bool:
@@ -147,6 +156,8 @@ class Prompt:
                 answer = input(f"{question} (y/[n])? ").strip().lower()
             except EOFError:
                 return False
+            except UnicodeDecodeError:
+                continue
             if answer in ("", "n", "no"):
                 return False
             if answer in ("y", "yes"):
@@ -156,7 +167,7 @@ class Prompt:
         """Save and end; when that cannot be, ask whether to end all the same."""
         editor = self.editor
         if editor.scope is not None:
-            if not force and not self._yes("Resource incomplete; really quit"):
+            if not force and not self._yes(message("Resource incomplete; really quit")):
                 return False
             editor.scope = None
         if editor.changed and not self.read_only:
@@ -164,7 +175,7 @@ class Prompt:
                 editor.commit(())
             except ZoneError as error:
                 self._fail(error)
-                if not force and not self._yes("Configuration not saved; really quit"):
+                if not force and not self._yes(message("Configuration not saved; really quit")):
                     return False
         editor.done = True
         return True
@@ -188,11 +199,8 @@ class Prompt:
         return candidates(words, self.editor.scope.kind if self.editor.scope else None)
 
 
-class _Declined(UsageError):
+class _Declined(Exception):
     """The answer was no."""
-
-    def __init__(self) -> None:
-        super().__init__("nothing is changed")
 
 
 class _Readline:
