@@ -228,6 +228,16 @@ def test_one_that_a_service_manager_keeps_follows_the_one_that_was_killed(instan
     assert not server_of(instance)
 
 
+def test_it_leaves_when_the_last_one_goes_who_was_named_before(instance: Instance) -> None:
+    """Nobody is named any more while somebody is still served."""
+    instance.configured("web")
+    name_users(instance, **{GUEST: "login"})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as served:
+        served.connect(str(instance.layout.run / DELEGATE_SOCKET))
+        instance.run("config", "web", "remove -F admin")
+    until(lambda: not server_of(instance), "the delegate to leave")
+
+
 @pytest.fixture(scope="module")
 def clones(warm: Nursery) -> Iterator[Instance]:
     """A zone to clone from, and zones that are configured for its clones."""

@@ -90,6 +90,7 @@ class Delegate:
         self.listener.setblocking(False)
         self.loop.watch(self.listener.fileno(), self._accept)
         self.loop.after(LOOK_S, self._look)
+        self.changed = False  # a configuration was, and whether anybody is named has not been looked at since
         self.changes = Inotify(layout.config("any").parent)
         self.loop.watch(self.changes.fileno(), self._changed)
 
@@ -103,8 +104,15 @@ class Delegate:
     def _changed(self, _events: int) -> None:
         """A configuration was written or removed: the last one that names a user, perhaps."""
         self.changes.wait(0)
-        if not self.sessions and not wanted(self.layout):
-            self.loop.stop()
+        self.changed = True
+        self._leave_unless_wanted()
+
+    def _leave_unless_wanted(self) -> None:
+        """After a change, once nobody is served: a change may come while somebody still is."""
+        if self.changed and not self.sessions:
+            self.changed = False
+            if not wanted(self.layout):
+                self.loop.stop()
 
     def _look(self) -> None:
         self.budgets = {uid: budget for uid, budget in self.budgets.items() if budget.left < BUDGET}
@@ -152,6 +160,7 @@ class Delegate:
         session.connection.close()
         if session.pid and session.hang_up:
             process.pidfd_signal(session.pid_fd, signal.SIGHUP)
+        self._leave_unless_wanted()
 
     def _ready(self, session: _Session, events: int) -> None:
         if session.pid or not events & select.POLLIN:
