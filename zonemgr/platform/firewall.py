@@ -211,6 +211,10 @@ def _advertised(source: str) -> str:
 # -- doing and undoing ------------------------------------------------------------------------------------------
 
 
+# The families that see what the host passes on; our own chain for each link is in another.
+_LIST_OTHERS: Final = "".join(f"\nlist chains {family}" for family in ("inet", "ip", "ip6")) + "\n"
+
+
 def start(ops: Iterable[plan.Op], stage: Stage) -> Callable[[], None]:
     """Begin to do filter ops, in one batch; what is returned waits for its end, and raises what it met.
 
@@ -222,7 +226,7 @@ def start(ops: Iterable[plan.Op], stage: Stage) -> Callable[[], None]:
         _without_nft(ops, stage)
         return lambda: None
     name = table(stage.layout.suffix)
-    text = "\n".join(line for op in ops for line in additions(op, name)) + "\nlist chains\n"
+    text = "\n".join(line for op in ops for line in additions(op, name)) + _LIST_OTHERS
     batch = nft.Batch(text)
     return lambda: _finish(batch, text, ops, stage)
 
@@ -266,11 +270,9 @@ def restore(ops: Iterable[plan.Op], layout: Layout) -> None:
 
 def _others_filter(listing: str, name: str) -> bool:
     """Whether somebody else looks at what the host passes on; what they do to it is worth a closer look then."""
-    chains = (item["chain"] for item in json.loads(listing)["nftables"] if "chain" in item) if listing else ()
-    return any(
-        chain.get("hook") == "forward" and chain["family"] in ("inet", "ip", "ip6") and chain["table"] != name
-        for chain in chains
-    )
+    lists = [json.loads(line)["nftables"] for line in listing.splitlines() if line]
+    chains = (item["chain"] for items in lists for item in items if "chain" in item)
+    return any(chain.get("hook") == "forward" and chain["table"] != name for chain in chains)
 
 
 def warnings(ops: Iterable[plan.Op]) -> Iterator[str]:

@@ -47,13 +47,23 @@ def withdraw(layout: Layout, zonename: str) -> None:
 
 
 def _rewrite(layout: Layout, zonename: str, lines: list[str]) -> None:
+    """In place.  A zone that has no lines yet, as at each boot, gets them at the end: the others' stay as they are."""
+    before = read_bytes(hosts_file(layout)) or b""
+    if before.endswith(b"\n") and f"{_MARK}{zonename}\n".encode() not in before:
+        _write_at(layout, len(before), lines)
+        return
     kept = [line for line in _lines(layout) if not line.endswith(_MARK + zonename)]
-    content = "".join(f"{line}\n" for line in (*_HEAD, *kept, *lines)).encode()
+    _write_at(layout, 0, [*_HEAD, *kept, *lines])
+
+
+def _write_at(layout: Layout, offset: int, lines: Sequence[str]) -> None:
+    """From there on the file has these lines."""
+    content = "".join(f"{line}\n" for line in lines).encode()
     descriptor = os.open(hosts_file(layout), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         os.fchmod(descriptor, 0o644)
-        os.pwrite(descriptor, content, 0)
-        os.ftruncate(descriptor, len(content))
+        os.pwrite(descriptor, content, offset)
+        os.ftruncate(descriptor, offset + len(content))
     finally:
         os.close(descriptor)
 
