@@ -80,14 +80,28 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 def read_bytes(path: Path, limit_bytes: int = MAX_READ_BYTES) -> bytes | None:
     """The file's content, or None when there is no such file.  Raises PlatformError, also for one over the limit."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(limit_bytes + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise PlatformError("cannot read {path}: {why}", path=path, why=error.strerror) from error
+    try:
+        content = _read_all(descriptor, limit_bytes)
+    except OSError as error:
+        raise PlatformError("cannot read {path}: {why}", path=path, why=error.strerror) from error
+    finally:
+        os.close(descriptor)
     if len(content) > limit_bytes:
         raise PlatformError("{path} is larger than {limit} bytes", path=path, limit=limit_bytes)
+    return content
+
+
+def _read_all(descriptor: int, limit_bytes: int) -> bytes:
+    """Until the end, or past the limit.  A stream would ask for memory up to the limit for each small file."""
+    step = max(4096, min(os.fstat(descriptor).st_size, limit_bytes) + 1)
+    content = b""
+    while len(content) <= limit_bytes and (chunk := os.read(descriptor, step)):
+        content += chunk
     return content
 
 
