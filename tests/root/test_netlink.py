@@ -264,3 +264,7 @@ def test_host_link_names_are_short_readable_and_tell_zones_links_and_instances_a
     assert all(
         name.startswith("vb-") and len(name) <= 15 and name.replace("-", "").isalnum() for name in names
     )
+
+
+def test_the_links_of_a_long_series_of_zones_have_different_names() -> None:
+    assert len({netlink.host_link_name(f"webserver-{number:04}", 0) for number in range(10_000)}) == 10_000

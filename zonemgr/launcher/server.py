@@ -47,6 +47,7 @@ _LEFT_OUT: Final = ("__main__", "conformance", "conformance_suite", "conformance
 _BESIDES: Final = (
     "argparse",
     "difflib",
+    "encodings.ascii",
     "hashlib",
     "ipaddress",
     "shutil",
