@@ -19,14 +19,14 @@ from typing import Any, Final, Protocol
 import zonemgr
 from tests.kit import answers, leaks
 from tests.kit.processes import Started
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 from zonemgr.errors import ZoneError
 from zonemgr.launcher.start import LOCK as LAUNCHER_LOCK
 from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import ROOT_VARIABLE, Layout
 from zonemgr.wire import launch
 
-TIMEOUT_S: Final = 120.0
+TIMEOUT_S: Final = 120.0 * PATIENCE
 CHECKOUT: Final = Path(zonemgr.__file__).resolve().parent.parent
 
 

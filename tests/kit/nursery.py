@@ -25,9 +25,10 @@ from typing import Any, Final
 
 from tests.kit import answers
 from tests.kit.instance import CHECKOUT, Failed, Instance
+from tests.kit.waiting import PATIENCE
 from zonemgr.linux import process
 
-DEADLINE_S: Final = 60
+DEADLINE_S: Final = 60 * PATIENCE
 _LOADED: Final = (
     "click",
     "cgroupspy",

@@ -18,8 +18,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.kit.waiting import PATIENCE
+
 MUST_VARIABLE: Final = "ZONEMGR_MUST"
-_DEADLINE_S: Final = 60
+_DEADLINE_S: Final = 60 * PATIENCE
 _ADD_VETH: Final = """
 from pyroute2 import IPRoute
 with IPRoute() as route:
@@ -105,14 +107,15 @@ def _cpus() -> str:
     return "" if len(os.sched_getaffinity(0)) > 1 else "there is one CPU"
 
 
-def _quota() -> str:
-    """ext4 with quota of projects: some kernels lack it."""
+def _quota(kind: str, size: str, *options: str) -> str:
+    """A file system with quota of projects: some kernels lack it."""
     with tempfile.TemporaryDirectory(prefix="zonemgr-quota-") as folder:
         image = f"{folder}/image"
         return (
             _loop()
-            or _works("truncate", "-s", "32M", image)
-            or _works("mkfs.ext4", "-q", "-O", "project,quota", image)
+            or _file_system(kind)
+            or _works("truncate", "-s", size, image)
+            or _works(f"mkfs.{kind}", "-q", *options, image)
             or _works("unshare", "--mount", "mount", "-o", "loop,prjquota", image, folder)
         )
 
@@ -141,6 +144,14 @@ def _skopeo() -> str:
     return "" if shutil.which("skopeo") else "there is no skopeo"
 
 
+def _apparmor() -> str:
+    """AppArmor, and the program that gives it profiles."""
+    if not shutil.which("apparmor_parser", path="/usr/sbin:/sbin"):
+        return "there is no apparmor_parser"
+    names = Path("/sys/kernel/security/apparmor/profiles")
+    return "" if names.exists() else "AppArmor is not active"
+
+
 PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "root": _root,
     "userns": _userns,
@@ -153,7 +164,9 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "xfs": lambda: _loop() or _file_system("xfs"),
     "unified": _unified,
     "cpus": _cpus,
-    "quota": _quota,
+    "apparmor": _apparmor,
+    "quota": lambda: _quota("ext4", "32M", "-O", "project,quota"),
+    "xfs_quota": lambda: _quota("xfs", "320M"),
     "nft": _nft,
     "busybox": _busybox,
     "debootstrap": _debootstrap,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 Value = TypeVar("Value")
 
+# How many times longer than usual everything may take: an emulated machine (contrib/vm) is that slow.
+PATIENCE: Final = float(os.environ.get("ZONEMGR_PATIENCE", "1"))
 DEADLINE_S = 30.0
 _PAUSE_S = 0.01
 
@@ -17,7 +20,7 @@ def until(condition: Callable[[], Value], what: str, *, deadline_s: float = DEAD
 
     For what announces itself by no descriptor; where there is one, select on it instead.
     """
-    end = time.monotonic() + deadline_s
+    end = time.monotonic() + deadline_s * PATIENCE
     while True:
         value = condition()
         if value:

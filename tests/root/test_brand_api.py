@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,49 @@ def test_a_host_without_labels_refuses_labeled_zones(instance: Instance) -> None
     instance.configured("web", "-b", "labeled")
     said = instance.run("install", "web", check=1).stderr
     assert "brand 'labeled' cannot be used on this host: neither SELinux nor AppArmor is active" in said
+
+
+# Everything, but for one file.
+PROFILE = """profile zonemgr-proof flags=(attach_disconnected,mediate_deleted) {
+  file,
+  capability,
+  network,
+  unix,
+  signal,
+  ptrace,
+  mount,
+  umount,
+  pivot_root,
+  deny /root/secret rw,
+}
+"""
+
+
+@pytest.fixture
+def profile() -> Iterator[str]:
+    """The name of a profile that AppArmor has meanwhile."""
+
+    def parser(option: str) -> None:
+        subprocess.run(["apparmor_parser", option, "--skip-cache"], input=PROFILE, text=True, check=True)
+
+    parser("--replace")
+    yield "zonemgr-proof"
+    parser("--remove")
+
+
+@pytest.mark.requires("apparmor")
+def test_every_process_of_a_labeled_zone_is_held_to_its_profile(instance: Instance, profile: str) -> None:
+    instance.configured("web", "-b", "labeled")
+    instance.run("config", "web", f"add attr name=label type=string value={profile}")
+    instance.run("install", "web")
+    instance.run("boot", "web")
+    label = f"{profile} (enforce)\n"
+    init = record(instance).init
+    assert init is not None and Path(f"/proc/{init.pid}/attr/current").read_text() == label
+    assert instance.login("web", "cat", "/proc/self/attr/current", "/proc/1/attr/current") == 2 * label
+    instance.login("web", "sh", "-c", "echo known >/root/other && cat /root/other")
+    assert instance.login("web", "sh", "-c", "echo known >/root/secret", check=2) == ""
+    instance.run("halt", "web")
 
 
 def test_a_cluster_framework_is_told_and_can_fence(instance: Instance) -> None:

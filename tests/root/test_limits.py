@@ -262,6 +262,12 @@ def test_a_quota_of_a_project_holds(instance: Instance, tmp_path: Path) -> None:
         _quota_holds(instance, point)
 
 
+@pytest.mark.requires("xfs_quota")
+def test_a_quota_of_a_project_holds_on_xfs(instance: Instance, tmp_path: Path) -> None:
+    with disks.mounted("xfs", tmp_path / "disk", mount="prjquota") as point:
+        _quota_holds(instance, point)
+
+
 @pytest.mark.requires("btrfs")
 def test_a_quota_of_a_subvolume_holds(instance: Instance, tmp_path: Path) -> None:
     with disks.mounted("btrfs", tmp_path / "disk") as point:

@@ -142,7 +142,10 @@ def _line(path: str) -> str:
 
 def _read_project(fd: int, project: int) -> Quota:
     answer = _Dqblk()
-    _quotactl(fd, _GETQUOTA, project, answer)
+    try:
+        _quotactl(fd, _GETQUOTA, project, answer)
+    except FileNotFoundError:
+        return Quota(0, None)  # xfs has no account of who uses nothing yet and may use all
     return Quota(answer.space, answer.hard * _BLOCK_BYTES or None)
 
 
