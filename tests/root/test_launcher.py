@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -360,3 +361,20 @@ def test_the_launcher_of_another_root_is_not_asked(launched: Instance, new_insta
     other = new_instance()
     done = launched.run("list", "--root", str(other.root), "-cp", check=3)
     assert done.stderr == NOBODY_HELPS
+
+
+def test_a_unit_hears_from_its_own_process(launched: Instance, tmp_path: Path) -> None:
+    """systemd takes ``READY=1`` from a unit's main process only, which no fork of the launcher is."""
+    launched.run("install", "web")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        env = {**launched.env, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        staying = launched.popen("boot", "--wait", "web", env=env)
+        text, ((_level, _kind, credentials),), _flags, _address = manager.recvmsg(1000, socket.CMSG_SPACE(12))
+        assert text.startswith(b"READY=1\n")
+        assert struct.unpack("=iii", credentials)[0] == staying.pid
+    launched.run("halt", "web")
+    assert staying.wait(60) == 0
+    staying.communicate()

@@ -71,7 +71,7 @@ def zonestat() -> "NoReturn":
 def main(program: str) -> "NoReturn":
     """Run one of the programs to its exit status."""
     switch = os.environ.get(launch.SWITCH, "")
-    warm = switch != "no" and os.geteuid() == 0 and _TRANSITION not in os.environ
+    warm = switch != "no" and os.geteuid() == 0 and _TRANSITION not in os.environ and not _is_watched(sys.argv)
     root = _root(sys.argv[1:])
     if warm and not _needs_a_terminal(program, sys.argv[1:]):
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -95,6 +95,11 @@ def _root(words: list[str]) -> str:
         if word.startswith("--root="):
             return word[7:]
     return os.environ.get("ZONEMGR_ROOT") or "/"
+
+
+def _is_watched(words: list[str]) -> bool:
+    """systemd waits to hear from this very process that the zone runs: ``boot --wait`` in a unit."""
+    return "--wait" in words and "NOTIFY_SOCKET" in os.environ
 
 
 def _needs_a_terminal(program: str, words: list[str]) -> bool:

@@ -16,7 +16,7 @@ from zonemgr.linux import process
 
 _PLACES = ("/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft", "/usr/bin/nft")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 class Refusal(PlatformError):
@@ -78,13 +78,7 @@ class Batch:
 
     def wait(self) -> str:
         """Wait for its end and return its output.  Raises Refusal with nft's first complaint."""
-        pid_fd = process.pidfd_open(self._pid)
-        try:
-            if not process.wait_pidfd(pid_fd, DEADLINE_S):
-                process.pidfd_signal(pid_fd, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        finally:
-            os.close(pid_fd)
+        status = process.wait_program(self._pid, DEADLINE_S)
         output, errors = (_content(fd) for fd in self._files[1:])
         for fd in self._files:
             os.close(fd)

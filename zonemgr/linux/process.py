@@ -333,6 +333,17 @@ def wait_pidfd(pidfd: int, timeout_s: float | None = None) -> bool:
     return bool(poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))))
 
 
+def wait_program(pid: int, deadline_s: float) -> int:
+    """Wait for a child to end; kill it after its deadline.  Its exit status, or minus the signal that ended it."""
+    pid_fd = pidfd_open(pid)
+    try:
+        if not wait_pidfd(pid_fd, deadline_s):
+            pidfd_signal(pid_fd, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(pid_fd)
+
+
 def exit_status(wait_status: int) -> int:
     """What a shell would show for a status of ``os.waitpid``: the exit status, or 128 + the signal."""
     code = os.waitstatus_to_exitcode(wait_status)

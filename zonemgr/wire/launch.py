@@ -18,6 +18,7 @@ NAME = "launcher"  # the socket, in the instance's run folder
 SWITCH = "ZONEMGR_LAUNCHER"  # environment: "no" does without, "must" refuses to
 RUN, SERVE = b"run", b"serve"
 PATIENCE_S = 0.25  # for an answer; a start without help takes about as long
+LONG_PATIENCE_S = 60.0  # of a caller who does nothing without help
 REQUEST_MAX = 8 << 20  # the kernel's own limit for words and environment together is 6 MiB
 FDS_MAX = 8
 SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
@@ -71,7 +72,7 @@ def ask(
     if connection is None:
         return None
     try:
-        connection.settimeout(PATIENCE_S)
+        connection.settimeout(LONG_PATIENCE_S if os.environ.get(SWITCH) == "must" else PATIENCE_S)
         pid_fd = _hand_over(connection, _encoded(kind, who, words, environment), fds)
     except OSError:
         pid_fd = -1

@@ -28,7 +28,7 @@ from zonemgr.wire import launch
 from zonemgr.wire.client import Client, EmptyReply, connect
 from zonemgr.wire.varlink import Message
 
-START_S: Final = 60.0  # for a supervisor to become ready, recovery of what it finds included
+START_S: Final = 180.0  # for a supervisor to become ready, recovery of what it finds included
 PATIENCE_S: Final = 90.0  # for finding a supervisor that answers, starts included
 REAP_S: Final = 5.0  # for a program that has nothing left to do but to end
 BACKOFF_S: Final = 0.05  # between two starts that found a supervisor in its last moments
