@@ -773,6 +773,20 @@ class Sysctls(Op):
 
 
 @dataclass(frozen=True)
+class Machine(Op):
+    """systemd-machined knows the zone."""
+
+    kind: ClassVar[str] = "machine"
+    zonename: str
+    uuid: str
+    root: str
+    links: tuple[str, ...]  # on the host, those that lead to the zone
+
+    def describe(self) -> str:
+        return f"register {self.zonename} with systemd-machined"
+
+
+@dataclass(frozen=True)
 class ExecInit(Op):
     """The parked process becomes init."""
 

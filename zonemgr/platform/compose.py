@@ -13,10 +13,11 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from zonemgr.errors import ConfigError, PlatformError
-from zonemgr.linux import paths, traffic
+from zonemgr.linux import machined, paths, traffic
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.netlink import host_link_name
 from zonemgr.model import network, plan
@@ -107,7 +108,14 @@ def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
 def compose_boot(subject: Subject, init: str, arguments: tuple[str, ...]) -> tuple[plan.Op, ...]:
     """The plan of booting a ready zone: the brand's in-zone mounts in file order, then init."""
     mounts = (_platform_mount(subject, mount, subject.root) for mount in _late_mounts(subject))
-    return (*(op for op in mounts if op), plan.ExecInit(init, arguments))
+    return (*(op for op in mounts if op), *_machine(subject), plan.ExecInit(init, arguments))
+
+
+def _machine(subject: Subject) -> Iterator[plan.Machine]:
+    if subject.layout.root == Path("/") and machined.is_there():
+        zone = subject.zone
+        links = (_host_link(subject, index) for index, net in enumerate(zone.net) if net.anet)
+        yield plan.Machine(zone.zonename, subject.uuid, subject.root, tuple(links))
 
 
 def _late_mounts(subject: Subject) -> Iterator[PlatformMount]:

@@ -19,7 +19,7 @@ from zonemgr.errors import PlatformError, ZoneError
 from zonemgr.linux import mounts, namespaces
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
-from zonemgr.platform import devices, filesystems, firewall, furnishing, limits, mounting, network
+from zonemgr.platform import devices, filesystems, firewall, furnishing, limits, machine, mounting, network
 from zonemgr.platform.stage import Stage
 from zonemgr.store.ledger import Ledger
 
@@ -113,6 +113,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.MoveLink: network.move_link,
     plan.ConfigureLink: network.configure_link,
     plan.Loopback: network.loopback,
+    plan.Machine: machine.register,
 }
 _INSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.Layers: mounting.root_layers,

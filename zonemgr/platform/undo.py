@@ -18,7 +18,7 @@ from zonemgr.linux import namespaces, netlink
 from zonemgr.linux.cgroup import ZoneCgroup, detect
 from zonemgr.linux.hints import explain
 from zonemgr.model import plan
-from zonemgr.platform import firewall
+from zonemgr.platform import firewall, machine
 from zonemgr.platform.limits import release_cpus
 from zonemgr.platform.network import moved_links, shared_addresses, shared_file
 from zonemgr.store import claims, names
@@ -140,6 +140,7 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.MoveLink: _move_link,
     plan.MakeCgroup: _cgroup,
     plan.DedicateCpus: _dedicated_cpus,
+    plan.Machine: machine.forget,
 }
 
 

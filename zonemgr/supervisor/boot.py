@@ -55,7 +55,8 @@ def _boot(transition: Transition) -> None:
         try:
             born = alive.born(hello)
             stage = alive.stage(transition, instance, born)
-            _in_zone_mounts(transition, stage, instance, init, arguments)
+            uuid = zones.read_entry(layout, zonename).uuid
+            _in_zone_mounts(transition, stage, instance, init, arguments, uuid)
             if "/" in init:
                 _check_init(stage, instance.root, init)
             statehooks.run(transition, "boot", brand.boot)
@@ -67,7 +68,6 @@ def _boot(transition: Transition) -> None:
                     notifies=instance.notifies and not words.init,  # of another init nobody knows
                 ),
             )
-            uuid = zones.read_entry(layout, zonename).uuid
             rules = filters.program(layout, instance) or b""
             _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])
         finally:
@@ -91,7 +91,7 @@ def _init_program(transition: Transition, words: BootArguments) -> InitProgram:
 
 
 def _in_zone_mounts(
-    transition: Transition, stage: Stage, instance: Instance, init: str, arguments: tuple[str, ...]
+    transition: Transition, stage: Stage, instance: Instance, init: str, arguments: tuple[str, ...], uuid: str
 ) -> None:
     entry_subject = Subject(
         zone=transition.configuration(),
@@ -101,7 +101,7 @@ def _in_zone_mounts(
         settings=transition.settings,
         mode=instance.mode,
         uid_base=instance.uid_base,
-        uuid="",
+        uuid=uuid,
         writable=not instance.frozen,
     )
     ops = [
