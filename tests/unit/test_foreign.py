@@ -360,7 +360,41 @@ def test_a_zone_of_solaris_10_is_told_what_needs_a_decision() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", [SPARSE_WEB_SERVER, XML, SOLARIS_11, SMARTOS, OMNIOS, SOLARIS_10])
+SHARED = """\
+create
+set zonepath=/zones/shared
+add net
+set address=192.168.0.1/24
+set physical=eri0
+end
+add net
+set address=192.168.1.2/24
+set physical=eri0
+set defrouter=192.168.1.1
+end
+add net
+set address=192.168.2.2/24
+set physical=eri1
+end
+add net
+set address=192.168.0.1/24
+set physical=eri0
+end
+exit
+"""
+
+
+def test_several_addresses_of_a_link_are_one_link() -> None:
+    made = translate(SHARED, bridge="zbr0")
+    assert [text for text in words(made) if text.startswith("add net")] == [
+        "add net anet=zbr0 linkname=eri0 address=[192.168.0.1/24,192.168.1.2/24] defrouter=192.168.1.1",
+        "add net anet=zbr0 linkname=eri1 address=192.168.2.2/24",
+    ]
+    joined = [report.split(":")[0] for report in made.reports if "join" in report]
+    assert joined == ["line 7", "line 16"]
+
+
+@pytest.mark.parametrize("text", [SPARSE_WEB_SERVER, XML, SOLARIS_11, SMARTOS, OMNIOS, SOLARIS_10, SHARED])
 def test_nothing_is_dropped_silently(text: str) -> None:
     """Every resource and property is in a command or in a report."""
     made = translate(text, bridge="zbr0")

@@ -7,8 +7,8 @@ becomes a report, one line each.  The result is text for ``editor``; this module
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from zonemgr.cli import configtext
@@ -32,6 +32,7 @@ LINK_KEPT: Final = (
     "linkname", "vlan-id", "maxbw", "mtu", "priority", "link-protection", "allowed-dhcp-cids", "global-nic", "property",
 )  # fmt: skip
 LINK_SILENT: Final = (("vlan-id", "0"), ("linkname", "auto"), ("configure-allowed-address", "true"))
+LINK_SEVERAL: Final = ("address", "allowed-address", "defrouter")  # that a link may have more than one of
 MOUNT_OPTIONS: Final[Mapping[str, str]] = {
     "ro": "ro",
     "nodevices": "nodev",
@@ -74,7 +75,7 @@ def translate(text: str, *, bridge: str, links: Sequence[str] = ()) -> Translati
     """
     blocks = _blocks_of_xml(text) if text.lstrip().startswith("<") else _blocks_of_text(text)
     made = Translation()
-    for block in blocks:
+    for block in _one_link_each(blocks, made):
         if not block.kind:
             _property(block, made)
             continue
@@ -327,6 +328,31 @@ def _file_system(block: Block, made: Translation, _host: _Host) -> None:
         )
         return
     made.command(block.number, "add", "fs", *words)
+
+
+def _one_link_each(blocks: Iterable[Block], made: Translation) -> list[Block]:
+    """Several addresses are several nets of one physical link there; here a link has them all."""
+    found: list[Block] = []
+    at: dict[str, int] = {}
+    for block in blocks:
+        physical = _one(block, "physical") if block.kind == "net" else ""
+        first = at.get(physical)
+        if not physical or first is None:
+            if physical:
+                at[physical] = len(found)
+            found.append(block)
+            continue
+        together = {**block.values, **found[first].values}
+        for name in LINK_SEVERAL:
+            values = (*found[first].values.get(name, ()), *block.values.get(name, ()))
+            if values:
+                together[name] = tuple(dict.fromkeys(values))
+        found[first] = replace(found[first], values=together)
+        made.report(
+            block.number,
+            message("net {physical}: its addresses join the other ones of that link", physical=physical),
+        )
+    return found
 
 
 def _net(block: Block, made: Translation, host: _Host) -> None:
