@@ -22,6 +22,7 @@ DEADLINE_S: Final = 30.0
 _PAUSE_S: Final = 0.02
 _NETFILTER: Final = 12
 _SUFFIX: Final = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
+_BASE: Final = re.compile(r"zonemgr(-[0-9a-f]{8})?")  # an instance's control group; what else begins so is another's
 
 # Pid and start of processes that were none of ours once, and so never are: who is ours was born so.
 _STRANGERS: Final[set[tuple[int, str]]] = set()
@@ -109,7 +110,7 @@ def cgroup_roots() -> list[Path]:
 def bases() -> Iterator[Path]:
     """The folders of every instance in every hierarchy."""
     for root in cgroup_roots():
-        yield from root.glob("zonemgr*")
+        yield from (path for path in root.glob("zonemgr*") if _BASE.fullmatch(path.name))
 
 
 def _cgroups(is_ours: IsOurs) -> Iterator[str]:
@@ -217,8 +218,8 @@ def _in_our_cgroup(pid: int, is_ours: IsOurs) -> bool:
         text = Path(f"/proc/{pid}/cgroup").read_text()
     except OSError:
         return False
-    paths = [line.split(":", 2)[2] for line in text.splitlines()]
-    return any(path.startswith("/zonemgr") and not _foreign(path, is_ours) for path in paths)
+    tops = {line.split(":", 2)[2].split("/")[1] for line in text.splitlines()}
+    return any(_BASE.fullmatch(top) and not _foreign(top, is_ours) for top in tops)
 
 
 def _description(pid: int, stat: _Stat) -> str:

@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[leaks.MARK_VARIABLE] = f"{os.getpid()}-{secrets.token_hex(4)}"
     # In the background of a script it is ignored, and so it would be by all that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # below nohup(1): we survive it, what tests start hears it
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     # No test finds itself helped, or a process left behind, by a launcher that an earlier command has started.
     os.environ.setdefault(launch.SWITCH, "no")
     if not any(probes.lacking(name) for name in ("root", "mount", "net")):
