@@ -41,6 +41,7 @@ def bridge_addresses(instance: Instance) -> list[str]:
 
 def test_twenty_zones(instance: Instance) -> None:
     names = [f"z{number}" for number in range(20)]
+    instance.warm()  # a hundred commands
     for name in names:
         instance.installed(name)
     everything = [address for name in names for address in addresses(instance, name)]
