@@ -102,15 +102,22 @@ def _main(layout: Layout) -> int:
     if not _is_the_only_one(lock, given):
         return int(Exit.OK)
     idle_s = settings.load(layout).launcher_idle_s
-    if given is None:
-        _leave_the_caller(layout, lock)
-    else:
-        _turn_away(given)  # who started us by knocking need not wait until we are warm
+    process.reset_signals()
+    signal.signal(signal.SIGTERM, _leave_early)
     try:
+        if given is None:
+            _leave_the_caller(layout, lock)
+        else:
+            _turn_away(given)  # who started us by knocking need not wait until we are warm
         return Launcher(layout, lock, given).serve(idle_s)
     finally:
         if given is None:
             supervisors.leave("zonemgr" + layout.suffix, detect())
+
+
+def _leave_early(_number: int, _frame: object) -> NoReturn:
+    """Told to go while there is no loop yet that would hear of it: our cgroup goes with us all the same."""
+    raise SystemExit(int(Exit.OK))
 
 
 def _is_the_only_one(lock: FileLock, given: socket.socket | None) -> bool:
@@ -171,7 +178,6 @@ class Launcher:
         self.lock = lock
         self.given = given
         self.forks: dict[int, socket.socket] = {}  # pid -> a copy of the connection, for its death to be told
-        process.reset_signals()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         process.stdio_to_null()
         # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
