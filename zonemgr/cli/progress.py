@@ -24,20 +24,8 @@ def _wanted(session: Session) -> bool:
 @contextmanager
 def progress(session: Session, title: str, total_bytes: int | None) -> Iterator[Tick]:
     """Yields what is told of every done byte.  ``total_bytes`` None: nobody knows how much there is to do."""
-    if not _wanted(session):
-        yield lambda _: None
-        return
-    try:
-        # Optional, and 100 ms: only what takes longer than that is worth a bar.
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total_bytes)
-        yield lambda count: bar.advance(task, count)
+    with _advancing(_wanted(session), title, total_bytes, "DownloadColumn") as tick:
+        yield tick
 
 
 COUNTED_FROM: Final = 8  # with fewer the bar would have gone before it is seen
@@ -46,17 +34,18 @@ COUNTED_FROM: Final = 8  # with fewer the bar would have gone before it is seen
 @contextmanager
 def count_down(session: Session, title: str, total: int) -> Iterator[Tick]:
     """Yields what is told of everything done, of so many things."""
-    if total < COUNTED_FROM or not _wanted(session):
+    with _advancing(total >= COUNTED_FROM and _wanted(session), title, total, "MofNCompleteColumn") as tick:
+        yield tick
+
+
+@contextmanager
+def _advancing(wanted: bool, title: str, total: int | None, measure: str) -> Iterator[Tick]:
+    """A bar with what is left and, by the column of rich that is named so, how much is done; or none."""
+    bar = _bar(measure, "TimeRemainingColumn") if wanted else None
+    if bar is None:
         yield lambda _: None
         return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
 
@@ -73,8 +62,10 @@ class Bar:
     def show(self, report: Report) -> None:
         """Draw it; what has another name than before is work that begins."""
         if self._wanted and self._progress is None:
-            self._progress = _counting()
+            self._progress = _bar("MofNCompleteColumn")
             self._wanted = self._progress is not None
+            if self._progress is not None:
+                self._progress.start()
         if self._progress is None:
             return
         if self._task is None or report.what != self._what:
@@ -90,13 +81,14 @@ class Bar:
             self._progress = None
 
 
-def _counting() -> Progress | None:
+def _bar(*columns: str) -> Progress | None:
+    """Title, bar and these columns of rich's; None where rich is not."""
     try:
+        # Optional, and 100 ms: only what takes longer than that is worth a bar.
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     except ImportError:
         return None
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    progress.start()
-    return progress
+    title = progress.TextColumn("{task.description}", markup=False)
+    chosen = [getattr(progress, name)() for name in columns]
+    return progress.Progress(title, progress.BarColumn(), *chosen, console=Console(stderr=True), transient=True)
