@@ -212,6 +212,7 @@ def _import(session: Session, name: str, opened: Archive, trust: bool) -> None:
         configure(
             session, name, manifest.configuration, manifest.brand, manifest.bridge, zonepath=None, trust=trust
         )
+    had_path = os.path.lexists(zones.read_entry(layout, name).zonepath)
     imported = False
     try:
         with administration(layout, name, say_of(session, name)):
@@ -221,7 +222,7 @@ def _import(session: Session, name: str, opened: Archive, trust: bool) -> None:
     finally:
         if configured_here and not imported:
             with undisturbed():
-                take_back_configuration(layout, name)
+                take_back_configuration(layout, name, had_path=had_path)
 
 
 def _is_beside_its_original(layout: Layout, uuid: str) -> bool:

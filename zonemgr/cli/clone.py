@@ -7,6 +7,7 @@ made here; what a brand's own hook made is cleaned up only when the hook says th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,7 @@ def _clone(
     configured_here = not zones.exists(session.layout, name)
     if configured_here:
         _configure(session, source, name)
+    had_path = os.path.lexists(zones.read_entry(session.layout, name).zonepath)
     cloned = False
     try:
         with administration(session.layout, name), administration(session.layout, source):
@@ -109,7 +111,7 @@ def _clone(
     finally:
         if configured_here and not cloned:
             with undisturbed():
-                take_back_configuration(session.layout, name)
+                take_back_configuration(session.layout, name, had_path=had_path)
 
 
 def _checked_snapshot(path: str) -> str:
@@ -148,12 +150,20 @@ def _configure(session: Session, source: str, name: str) -> None:
     session.note(text, name)
 
 
-def take_back_configuration(layout: Layout, name: str) -> None:
-    """Delete a configuration that was made for a zone which did not come to be."""
+def take_back_configuration(layout: Layout, name: str, *, had_path: bool) -> None:
+    """Delete a configuration that was made for a zone which did not come to be, and its zonepath, unless there was one:
+    as long as nothing is in it.
+    """
     from zonemgr.store import config, zones
 
-    if zones.exists(layout, name) and zones.read_entry(layout, name).state is State.CONFIGURED:
+    if not zones.exists(layout, name):
+        return
+    entry = zones.read_entry(layout, name)
+    if entry.state is State.CONFIGURED:
         config.delete(layout, name)
+        if not had_path:
+            with contextlib.suppress(OSError):
+                os.rmdir(entry.zonepath)
 
 
 class _Clone:

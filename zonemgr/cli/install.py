@@ -184,7 +184,7 @@ def verify_for(session: Session, zone: Zone, verb: str) -> None:
     was_there = os.path.lexists(zone.zonepath)
     try:
         verify_all(session, zone, zones.read_entry(session.layout, zone.zonename), verb)
-    except ZoneError:
+    except (ZoneError, KeyboardInterrupt):
         if not was_there and os.path.lexists(zone.zonepath):
             os.rmdir(zone.zonepath)
         raise
