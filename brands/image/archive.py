@@ -13,6 +13,7 @@ import os
 import stat
 import subprocess
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import IO, Any, Final
 from zonemgr.brandkit import NotCompleted, tree
 from zonemgr.brandkit.owners import attributes
 
-from .unpack import WHITEOUT, Entry, Reader, Unpacker, parts_of
+from .unpack import SHARE_OF_DISK, WHITEOUT, Entry, Reader, Unpacker, parts_of
 
 HEADER_MAX_BYTES: Final = 1 << 20  # of one extended header, which tarfile reads into memory
 _CHUNK_BYTES: Final = 1 << 20
@@ -61,15 +62,30 @@ DAMAGED: Final = (
 _XATTR: Final = "SCHILY.xattr."
 
 
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Whatever data that is not what it should be raises becomes NotCompleted."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise NotCompleted("the archive is damaged: {why}", why=str(error) or type(error).__name__) from error
+
+
 class Header(tarfile.TarInfo):
     """A header that is refused before tarfile would read gigabytes because of it."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Header:
         header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        if header.type in _EXTENDED and header.size > HEADER_MAX_BYTES:
+        if header.type in _EXTENDED and not 0 <= header.size <= HEADER_MAX_BYTES:
             raise NotCompleted("the archive has a header of {size} bytes", size=header.size)
         return header
+
+
+def check_size(header: tarfile.TarInfo) -> None:
+    """NotCompleted for one by which tarfile would go backwards, and round and round."""
+    if header.size < 0:
+        raise NotCompleted("entry '{name}' has an impossible size", name=header.name)
 
 
 # -- compression ------------------------------------------------------------------------------------------------
@@ -122,6 +138,26 @@ def _zstd(file: IO[bytes]) -> Iterator[Reader]:
         process.wait()
 
 
+def spooled(reader: Reader, folder: str) -> IO[bytes]:
+    """All of it as a file of its own, without a name.  NotCompleted before the disk is full: a few bytes can become as
+    many as they like.
+    """
+    disk = os.statvfs(folder)
+    left = int(disk.f_bavail * disk.f_frsize * SHARE_OF_DISK)
+    copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
+    try:
+        while chunk := reader.read(_CHUNK_BYTES):
+            left -= len(chunk)
+            if left < 0:
+                raise NotCompleted("not enough room on the disk for what the archive holds")
+            copy.write(chunk)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
 # -- tar --------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +171,7 @@ def members(reader: Reader) -> Iterator[tuple[Entry, Reader | None]]:
         errors="surrogateescape",
     ) as archive:
         while (header := archive.next()) is not None:
+            check_size(header)
             archive.members.clear()  # or it would keep every header of the archive
             yield _entry(header), archive.extractfile(header) if header.isreg() else None
     while reader.read(_CHUNK_BYTES):
@@ -163,14 +200,12 @@ def _entry(header: tarfile.TarInfo) -> Entry:
 
 def unpack_tar(reader: Reader, unpacker: Unpacker, *, whiteouts: bool = False) -> None:
     """All of a tar stream.  ``whiteouts``: it is a layer of an image.  Raises NotCompleted, OSError."""
-    try:
+    with damage_told():
         for entry, content in members(reader):
             if whiteouts and entry.name.rstrip("/").rpartition("/")[2].startswith(WHITEOUT):
                 unpacker.hide(entry.name)
             else:
                 unpacker.add(entry, content)
-    except DAMAGED as error:
-        raise NotCompleted("the archive is damaged: {why}", why=str(error) or type(error).__name__) from error
 
 
 def is_image(file: IO[bytes]) -> bool:
@@ -194,20 +229,16 @@ def is_image(file: IO[bytes]) -> bool:
 def unpack_folder(path: str, unpacker: Unpacker) -> None:
     """A copy of a folder of the host; nothing in it is followed."""
     top_fd = os.open(path, tree.FOLDER & ~os.O_NOFOLLOW)
-    first_names: dict[tuple[int, int], str] = {}
+    names = tree.Names()
     try:
         for step in tree.walk(top_fd):
             if step.move is tree.Move.LEAVE:
                 continue
             status = step.status
-            key = (status.st_dev, status.st_ino)
-            if step.move is tree.Move.FILE and status.st_nlink > 1:
-                first = first_names.setdefault(key, step.path)
-                if (
-                    first != step.path
-                    and not stat.S_ISCHR(status.st_mode)
-                    and not stat.S_ISBLK(status.st_mode)
-                ):
+            is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+            if step.move is tree.Move.FILE and status.st_nlink > 1 and not is_device:
+                first = names.first_of(step)
+                if first is not None:
                     unpacker.add(Entry(step.path, 0, uid=status.st_uid, gid=status.st_gid, target=first))
                     continue
             _add_step(step, unpacker)

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,10 +75,11 @@ class Tar:
         self._scratch = scratch
         self._archive = tarfile.open(fileobj=file, mode="r:", tarinfo=archive.Header)  # noqa: SIM115 - close() does
         self._members: dict[str, tarfile.TarInfo] = {}
-        for member in self._archive:
-            if member.isreg():
+        for count, member in enumerate(self._archive):
+            archive.check_size(member)
+            if member.isreg() and not member.issparse():  # blobs have no holes
                 self._members["/".join(parts_of(member.name))] = member
-            if len(self._members) > FILES_MAX:
+            if count > FILES_MAX:
                 raise NotCompleted("the archive holds too many files for an image")
 
     def open(self, name: str) -> IO[bytes]:
@@ -88,11 +88,7 @@ class Tar:
         if source is None:
             raise FileNotFoundError(2, "No such file in the archive", name)
         # A file of its own: a decompressing program reads it by descriptor.
-        copy = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - the caller closes it
-        while chunk := source.read(_CHUNK_BYTES):
-            copy.write(chunk)
-        copy.seek(0)
-        return copy
+        return archive.spooled(source, self._scratch)
 
     def close(self) -> None:
         """Let go of the archive."""
@@ -107,11 +103,6 @@ class Image:
     layers: tuple[Json, ...]
     diff_ids: tuple[str, ...]
     digest: str
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the layers, as they lie in the layout."""
-        return sum(layer["size"] for layer in self.layers)
 
 
 # -- digests ----------------------------------------------------------------------------------------------------
@@ -195,6 +186,12 @@ def _rows(table: Json, key: str, what: str) -> list[Json]:
     return rows
 
 
+def _part(row: Json, key: str) -> Json:
+    """An object in an object; empty for whatever else is there."""
+    found = row.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 # -- choosing ---------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +216,7 @@ def find(files: Files, tag: str = "") -> Image:
 
 
 def _named(rows: list[Json], tag: str) -> Json:
-    names = [str((row.get("annotations") or {}).get(NAME_ANNOTATION, "")) for row in rows]
+    names = [str(_part(row, "annotations").get(NAME_ANNOTATION, "")) for row in rows]
     if tag:
         found = [row for row, name in zip(rows, names, strict=True) if tag in (name, name.rpartition(":")[2])]
         if not found:
@@ -237,7 +234,7 @@ def _for_this_machine(rows: list[Json]) -> Json:
     wanted = ("linux", _MACHINES.get(machine, machine))
     found = []
     for row in rows:
-        platform = row.get("platform") or {}
+        platform = _part(row, "platform")
         found.append((str(platform.get("os", "")), str(platform.get("architecture", ""))))
         if found[-1] == wanted:
             return row
@@ -260,8 +257,7 @@ def _image(files: Files, descriptor: Json) -> Image:
         raise NotCompleted(
             "the image is for {os}/{machine}, this host is not", os=made_for[0], machine=made_for[1]
         )
-    rootfs = config.get("rootfs")
-    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = _part(config, "rootfs").get("diff_ids")
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers) or len(layers) > LAYERS_MAX:
         raise NotCompleted("manifest and configuration do not have the same layers")
     for layer in layers:
@@ -273,16 +269,16 @@ def _image(files: Files, descriptor: Json) -> Image:
 def unpack(files: Files, image: Image, unpacker: Unpacker, say: Callable[[str], None]) -> None:
     """Apply the layers to an empty root.  Raises NotCompleted, OSError."""
     for number, (layer, diff_id) in enumerate(zip(image.layers, image.diff_ids, strict=True), 1):
-        say(
-            message(
-                "layer {number} of {all}: {megabytes:.1f} MB",
-                number=number,
-                all=len(image.layers),
-                megabytes=layer.get("size", 0) / 1000000.0,
-            )
-        )
         unpacker.begin_layer()
         with blob(files, layer, f"layer {number}") as file, archive.plain(file) as reader:
+            say(
+                message(
+                    "layer {number} of {all}: {megabytes:.1f} MB",
+                    number=number,
+                    all=len(image.layers),
+                    megabytes=layer["size"] / 1000000.0,
+                )
+            )
             content = _Verified(reader, diff_id, f"layer {number}, unpacked,")
             archive.unpack_tar(content, unpacker, whiteouts=True)
             content.check()

@@ -118,9 +118,9 @@ def _signal(value: object) -> str:
     import signal
 
     text = str(value or "SIGTERM")
-    if text.isdecimal() and 0 < int(text) < signal.NSIG:
+    if len(text) < 4 and text.isdecimal() and int(text) in signal.valid_signals():
         number = int(text)
-        if number >= signal.SIGRTMIN:
+        if number > signal.SIGRTMIN:
             return f"SIGRTMIN+{number - signal.SIGRTMIN}"
         return signal.Signals(number).name
     name = text if text.startswith("SIG") else f"SIG{text}"

@@ -21,14 +21,13 @@ REGISTRY: Final = "docker://"
 FILES: Final = ("oci:", "oci-archive:", "docker-archive:", "dir:")
 FETCHED: Final = (REGISTRY, "docker-daemon:", "containers-storage:", *FILES)
 DOWNLOAD: Final = "image.download"  # below the zonepath, while a registry is read
-_CHUNK_BYTES: Final = 1 << 20
 
 Say = Callable[[str], None]
 
 
 def fill(root: RootDir, source: str, scratch: str, *, tag: str, wanted: str, say: Say) -> None:
     """Fill an empty root and write down what it runs.  Raises NotCompleted, UsageError, OSError."""
-    with Unpacker(root) as unpacker:
+    with Unpacker(root) as unpacker, archive.damage_told():
         if source.startswith(FETCHED):
             config = _by_skopeo(source, scratch, unpacker, tag, say)
         elif os.path.isdir(source):
@@ -112,9 +111,7 @@ def _packed_image(file: IO[bytes]) -> bool:
 @contextmanager
 def _unpacked(file: IO[bytes], scratch: str) -> Iterator[IO[bytes]]:
     """A compressed archive as a plain file: the files of an image are read in an order of their own."""
-    with archive.plain(file) as reader, tempfile.TemporaryFile(dir=scratch) as plain:
-        while chunk := reader.read(_CHUNK_BYTES):
-            plain.write(chunk)
+    with archive.plain(file) as reader, archive.spooled(reader, scratch) as plain:
         yield plain
 
 

@@ -79,3 +79,22 @@ def test_a_unit_stays_with_its_zone_and_tells_systemd(instance: Instance, tmp_pa
         assert manager.recv(1000) == b"STOPPING=1"
         assert again.wait(60) == 0
         again.communicate()
+
+
+def test_who_stays_with_a_zone_brings_it_back_from_half_a_reboot(instance: Instance) -> None:
+    """Of a reboot whose supervisor was killed between halt and boot only a note is left."""
+    instance.installed("web")
+    with instance.popen("boot", "--wait", "web") as staying:
+        try:
+            until(lambda: instance.state() == "running" and victims.has_supervisor(instance), "the boot")
+            staying.send_signal(signal.SIGSTOP)
+            instance.run("halt", "web")
+            victims.kill(victims.supervisor(instance))
+            instance.layout.intent("web").write_text('{"command": "reboot", "arguments": ""}')
+            staying.send_signal(signal.SIGCONT)
+            until(lambda: instance.state() == "running", "the second half")
+            assert staying.poll() is None
+            instance.run("halt", "web")
+            assert staying.wait(60) == 0
+        finally:
+            staying.kill()

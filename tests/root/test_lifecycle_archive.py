@@ -250,6 +250,16 @@ def test_a_map_of_holes_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         _read(tmp_path / "file", tmp_path / "two")
 
 
+@pytest.mark.attack("hostile archives and images")
+def test_an_archive_that_holds_more_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _furnish_small(tmp_path / "one/root")
+    (tmp_path / "one/root/plain").write_bytes(os.urandom(1 << 16))
+    _write(tmp_path / "one/root", tmp_path / "file")
+    monkeypatch.setattr(archive, "SHARE_OF_DISK", 1e-9)
+    with pytest.raises(PlatformError, match="not enough room on the disk"):
+        _read(tmp_path / "file", tmp_path / "two")
+
+
 def _furnish_small(root: Path) -> None:
     root.mkdir(parents=True)
     with (root / "holes").open("wb") as stream:
@@ -282,6 +292,7 @@ brand = "native"
 privileged = true
 limitpriv = "default,sys_time"
 hostid = "cafe"
+ip-type = "shared"
 
 [[fs]]
 dir = "/host"
@@ -296,6 +307,7 @@ type = "tmpfs"
 
 [[net]]
 physical = "lo"
+address = ["192.0.2.9/24"]
 
 [[device]]
 match = "/dev/sda"
@@ -318,11 +330,11 @@ def test_settings_in_an_archive_grant_nothing(instance: Instance) -> None:
     zone = zones.load(instance.layout, "web")
     assert not zone.privileged and zone.limitpriv == "" and zone.hostid == 0xCAFE
     assert [fs.dir for fs in zone.fs] == ["/scratch"]
-    assert not zone.net and not zone.device and not zone.admin
+    assert not zone.net and not zone.device and not zone.admin and zone.ip_type == "exclusive"
     told = [line.partition("not taken over: ")[2].partition(" (it")[0] for line in done.stderr.splitlines()]
     assert [text for text in told if text] == [
-        *("privileged = true", "limitpriv = default,sys_time", "fs /host (/)", "net lo", "device sda"),
-        "admin mallory",
+        *("privileged = true", "limitpriv = default,sys_time", "ip-type = shared", "fs /host (/)", "net lo"),
+        *("device sda", "admin mallory"),
     ]
 
 

@@ -156,6 +156,23 @@ def test_the_name_is_the_folders(layout: Layout) -> None:
     assert "name is 'tiny', but the brand is known as 'other'" in _refusal(layout, "other", GOOD)
 
 
+@pytest.mark.parametrize("name", ["helper.py", "parts/__init__.py", "parts", "__pycache__/brand.cpython-311.pyc"])
+@pytest.mark.attack("code and files of others used by the host")
+def test_a_brand_whose_neighbours_others_may_write_is_refused(layout: Layout, name: str) -> None:
+    """They are imported by it, or in its place."""
+    path = _brand(layout, "tiny", GOOD)
+    (path.parent / "parts").mkdir()
+    (path.parent / "__pycache__").mkdir(exist_ok=True)
+    place = path.parent / name
+    if not place.exists():
+        place.write_text("")
+    place.chmod(0o777)
+    with pytest.raises(BrandError, match=f"{place.name}: refused, since others than root may write it"):
+        loader.load("tiny", layout)
+    place.chmod(0o755)
+    assert loader.load("tiny", layout).name == "tiny"
+
+
 def test_a_brand_that_others_may_write_is_refused(layout: Layout) -> None:
     path = _brand(layout, "tiny", GOOD)
     path.chmod(0o666)

@@ -37,6 +37,7 @@ MANIFEST: Final = "zonemgr-zone.json"
 DIGEST: Final = "zonemgr-digest.json"
 ROOT: Final = "root"
 _METADATA_MAX: Final = 1 << 20
+SHARE_OF_DISK: Final = 0.9  # of what is free when unpacking begins: no archive fills the host's disk
 _NAMES_TOLD: Final = 20  # left-out objects that are named one by one
 _COMPONENTS_AT_ONCE: Final = 8  # 8 names of 255 bytes are within what one call takes
 _ATTRIBUTE: Final = "SCHILY.xattr."
@@ -167,7 +168,7 @@ class _Writer:
         self.owners = owners
         self.digest = hashlib.sha256()
         self.entries = 0
-        self.links: dict[tuple[int, int], str] = {}
+        self.links = tree.Names()
 
     def text(self, name: str, text: str) -> None:
         """A member that is made here."""
@@ -202,7 +203,8 @@ class _Writer:
 
     def take(self, step: Step) -> None:
         """One object of the tree."""
-        path, status = f"{ROOT}/{step.path}", step.status
+        status = step.status
+        path = f"{ROOT}/{step.path}"
         if step.move is Move.ENTER:
             fd = tree.open_folder(step.folder_fd, step.name)
             try:
@@ -211,17 +213,15 @@ class _Writer:
                 os.close(fd)
         elif stat.S_ISSOCK(status.st_mode):
             return  # nothing listens on it: a socket is its process's
-        elif not self._linked(path, status):
+        elif not self._linked(path, step):
             self._object(path, step)
 
-    def _linked(self, path: str, status: os.stat_result) -> bool:
-        if status.st_nlink < 2:
+    def _linked(self, path: str, step: Step) -> bool:
+        first = self.links.first_of(step) if step.status.st_nlink > 1 else None
+        if first is None:
             return False
-        first = self.links.setdefault((status.st_dev, status.st_ino), path)
-        if first == path:
-            return False
-        info = self._info(path, status, {})
-        info.type, info.linkname = tarfile.LNKTYPE, first
+        info = self._info(path, step.status, {})
+        info.type, info.linkname = tarfile.LNKTYPE, f"{ROOT}/{first}"
         self._note(info)
         self.archive.addfile(info)
         return True
@@ -310,6 +310,7 @@ class Archive:
     def __init__(self, stream: Reader) -> None:
         self._digest = hashlib.sha256()
         self._entries = 0
+        self._room = 0
         try:
             self._archive = tarfile.open(  # noqa: SIM115 - see close
                 fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8", errors="surrogateescape"
@@ -330,6 +331,8 @@ class Archive:
         except (*_NONSENSE, OSError) as error:
             raise _damaged(error) from None
         vars(self._archive)["members"] = []  # tarfile would remember every one
+        if info is not None and info.size < 0:
+            raise PlatformError("the archive is damaged: {name} has an impossible size", name=info.name)
         return info
 
     def _metadata(self, info: tarfile.TarInfo, *, counted: bool = True) -> bytes:
@@ -366,6 +369,12 @@ class Archive:
             raise PlatformError("the archive is damaged: it ends too early")
         return chunk
 
+    def _take(self, size: int) -> None:
+        """So much more is going to be on the disk."""
+        self._room -= size
+        if self._room < 0:
+            raise PlatformError("not enough room on the disk for what the archive holds")
+
     def extract(
         self,
         zonepath_fd: int,
@@ -376,6 +385,8 @@ class Archive:
     ) -> None:
         """Make the root in the empty zonepath.  What is left out is told.  Raises PlatformError, OSError."""
         extractor = _Extractor(zonepath_fd, trust)
+        disk = os.fstatvfs(zonepath_fd)
+        self._room = int(disk.f_bavail * disk.f_frsize * SHARE_OF_DISK)
         try:
             while (info := self._next()) is not None:
                 if info.name == DIGEST and info.isreg():
@@ -403,6 +414,7 @@ class Archive:
                 self._fill_sparse(info, fd)
             else:
                 for chunk in self._content(info):
+                    self._take(len(chunk))
                     _write_all(fd, chunk)
             extractor.dress(fd, info)
         finally:
@@ -425,6 +437,7 @@ class Archive:
             while length > 0:
                 rest = rest or next(data)
                 self._digest.update(rest[:length])
+                self._take(len(rest[:length]))
                 _write_all(fd, rest[:length])
                 rest, length = rest[length:], length - min(length, len(rest))
         os.ftruncate(fd, info.size)

@@ -40,6 +40,7 @@ FILE: Final = "brand.py"
 MANIFEST: Final = "brand.toml"
 HOOKS_FOLDER: Final = "hooks"
 FILES: Final = (FILE, MANIFEST)
+_CODE: Final = (".py", ".pyc", ".so")
 MODULE_PREFIX: Final = "_zonemgr_brand_"
 _STAMP: Final = "__stamp__"  # of the file as it was loaded
 BASES_MAX: Final = 8  # brands derived from one another
@@ -212,13 +213,26 @@ def _load_folder(folder: Path, source: str, layout: Layout, below: tuple[str, ..
 
 
 def _check_owner(path: Path) -> None:
-    """Hooks run as root, so nobody else may be able to write them."""
-    hooks = path.parent / HOOKS_FOLDER
-    programs = [hooks, *hooks.iterdir()] if path.name == MANIFEST and hooks.is_dir() else []
-    for place in (path, path.parent, *programs):
+    """Hooks run as root, so nobody else may be able to write them, or what they import."""
+    for place in (path.parent, *_what_runs(path)):
         status = place.stat()
         if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
             raise BrandError("{path}: refused, since others than root may write it", path=place)
+
+
+def _what_runs(path: Path) -> Iterator[Path]:
+    """The file itself, a manifest's programs, a module's neighbours and what Python has compiled of them."""
+    yield path
+    if path.name == MANIFEST:
+        hooks = path.parent / HOOKS_FOLDER
+        yield from (hooks, *hooks.iterdir()) if hooks.is_dir() else ()
+        return
+    for place in path.parent.iterdir():
+        if place.is_dir():
+            yield place
+            yield from (below for below in place.iterdir() if below.suffix in _CODE and below.is_file())
+        elif place.suffix in _CODE and place.is_file():
+            yield place
 
 
 def _execute(path: Path) -> ModuleType:

@@ -101,18 +101,18 @@ class RootDir:
 
     def make_folder(self, name: str, mode: int = 0o755) -> int:
         """As ``folder``; returns a descriptor (O_PATH) of it."""
-        try:
-            return self.open(name, _FOLDER)
-        except FileNotFoundError:
-            pass
-        above, _, leaf = name.rstrip("/").rpartition("/")
-        above_fd = self.make_folder(above or "/")
-        try:
-            os.mkdir(_plain(leaf), 0o700, dir_fd=above_fd)
-            fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above_fd)
-        finally:
-            os.close(above_fd)
-        os.fchmod(fd, mode)
+        missing: list[str] = []
+        above = name
+        while True:
+            try:
+                fd = self.open(above or "/", _FOLDER)
+                break
+            except FileNotFoundError:
+                above, _, leaf = above.rstrip("/").rpartition("/")
+                missing.append(_plain(leaf))
+        while missing:
+            leaf = missing.pop()
+            fd = _new_folder(fd, leaf, 0o755 if missing else mode)
         return fd
 
     def write(self, name: str, data: bytes | str, mode: int = 0o644, *, uid: int = 0, gid: int = 0) -> None:
@@ -165,6 +165,17 @@ class RootDir:
             yield fd, _plain(leaf)
         finally:
             os.close(fd)
+
+
+def _new_folder(above_fd: int, name: str, mode: int) -> int:
+    """A descriptor of it; that of the folder above is closed."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=above_fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above_fd)
+    finally:
+        os.close(above_fd)
+    os.fchmod(fd, mode)
+    return fd
 
 
 def _plain(leaf: str) -> str:

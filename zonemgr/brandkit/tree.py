@@ -22,6 +22,7 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CHUNK_BYTES: Final = 1 << 20
+NAMES_MAX: Final = 128 << 20  # bytes
 _NOT_HERE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY))
 
 Tick = Callable[[int], None]  # told how many bytes of the tree are done
@@ -35,53 +36,61 @@ class Move(enum.Enum):
     LEAVE = "leave"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """``folder_fd`` is the folder that holds ``name``, for LEAVE the folder itself; it is open until the next step."""
-
-    move: Move
-    name: str
-    path: str  # from the top, "" for the top itself
-    folder_fd: int
-    status: os.stat_result
-
-
 @dataclass(slots=True)
 class _Level:
     name: str
-    path: str
     status: os.stat_result
     names: Iterator[str] = field(default_factory=lambda: iter(()))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``folder_fd`` is the folder that holds ``name``, for LEAVE the folder itself; it is open until the next step, and
+    until then there is a ``path``.
+    """
+
+    move: Move
+    name: str
+    folder_fd: int
+    status: os.stat_result
+    levels: list[_Level]  # from the top down to the folder
+
+    @property
+    def path(self) -> str:
+        """From the top, "" for the top itself.  Made when it is asked for: kept for each level, the paths of a zone's
+        hundred thousand folders in each other would take gigabytes.
+        """
+        names = [level.name for level in self.levels[1:]]
+        return "/".join(names if self.move is Move.LEAVE else (*names, self.name))
 
 
 def walk(top_fd: int) -> Iterator[Step]:
     """All of a tree, folders before and after what is in them; the last step leaves the top.  Raises OSError."""
     current = os.open(".", FOLDER, dir_fd=top_fd)
     try:
-        levels = [_level("", "", current)]
+        levels = [_level("", current)]
         while levels:
             level = levels[-1]
             name = next(level.names, None)
             if name is None:
-                yield Step(Move.LEAVE, level.name, level.path, current, level.status)
+                yield Step(Move.LEAVE, level.name, current, level.status, levels)
                 levels.pop()
                 if levels:
                     current = _replace(current, up(current, levels[-1].status))
                 continue
-            path = f"{level.path}/{name}" if level.path else name
             status = os.stat(name, dir_fd=current, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
-                yield Step(Move.FILE, name, path, current, status)
+                yield Step(Move.FILE, name, current, status, levels)
                 continue
-            yield Step(Move.ENTER, name, path, current, status)
+            yield Step(Move.ENTER, name, current, status, levels)
             current = _replace(current, open_folder(current, name))
-            levels.append(_level(name, path, current))
+            levels.append(_level(name, current))
     finally:
         os.close(current)
 
 
-def _level(name: str, path: str, fd: int) -> _Level:
-    return _Level(name, path, os.fstat(fd), iter(sorted(os.listdir(fd))))
+def _level(name: str, fd: int) -> _Level:
+    return _Level(name, os.fstat(fd), iter(sorted(os.listdir(fd))))
 
 
 def _replace(old_fd: int, new_fd: int) -> int:
@@ -130,6 +139,25 @@ def measure(top_fd: int) -> Size:
     return Size(size, objects)
 
 
+class Names:
+    """Where the first of several names of a file is.  What is remembered has a limit: a zone can make names enough."""
+
+    def __init__(self, limit_bytes: int = NAMES_MAX) -> None:
+        self._first: dict[tuple[int, int], str] = {}
+        self._left = limit_bytes
+
+    def first_of(self, step: Step) -> str | None:
+        """The name that was met before; None for the first.  Raises PlatformError."""
+        key = (step.status.st_dev, step.status.st_ino)
+        first = self._first.get(key)
+        if first is None:
+            path = self._first[key] = step.path
+            self._left -= len(path)
+            if self._left < 0:
+                raise PlatformError("too many files of the zone have several names")
+        return first
+
+
 # -- copying ----------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +186,7 @@ class _Copier:
         self.above: list[os.stat_result] = []
         self.owners = owners
         self.share = share
-        self.links: dict[tuple[int, int], str] = {}  # where the first of several names of a file is
+        self.links = Names()
 
     def close(self) -> None:
         os.close(self.current)
@@ -179,9 +207,8 @@ class _Copier:
         """Whether this is a further name of something copied already."""
         if step.status.st_nlink < 2:
             return False
-        key = (step.status.st_dev, step.status.st_ino)
-        first = self.links.setdefault(key, step.path)
-        if first == step.path:
+        first = self.links.first_of(step)
+        if first is None:
             return False
         try:
             os.link(first, step.name, src_dir_fd=self.top_fd, dst_dir_fd=self.current, follow_symlinks=False)

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from zonemgr.cli.output import Session
 from zonemgr.errors import Exit, NoSuchZoneError, message
-from zonemgr.model.states import State
-from zonemgr.store import readiness
+from zonemgr.model.states import Command, State
+from zonemgr.store import files, readiness
 from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.wire import start, varlink
@@ -71,9 +71,15 @@ def _is_up(layout: Layout, name: str) -> bool:
     except (OSError, EmptyReply, LostReply):
         pass  # nobody is there to be asked
     try:
-        return state_of(layout, name).active
+        return state_of(layout, name).active or _comes_back(layout, name)
     except NoSuchZoneError:
         return False
+
+
+def _comes_back(layout: Layout, name: str) -> bool:
+    """Whether a supervisor was killed between the halves of a reboot.  Another one, once started, boots the zone."""
+    intent = files.read_json(layout.intent(name)) or {}
+    return intent.get("command") == Command.REBOOT.value
 
 
 def _await_change(session: Session, name: str) -> None:

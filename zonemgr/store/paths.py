@@ -77,6 +77,10 @@ class Layout:
         """The zone's index entry: on-disk state, uuid, id range."""
         return self.lib / "state" / f"{zonename}.json"
 
+    def intent(self, zonename: str) -> Path:
+        """What the zone's supervisor is about to do, for the one that comes after it."""
+        return self.zone_run(zonename) / "transition.json"
+
     def zone_run(self, zonename: str) -> Path:
         """The folder of the zone's run-time files: door, console, lock, snapshot, ledger."""
         return self.run / "zones" / zonename

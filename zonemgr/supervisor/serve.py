@@ -360,7 +360,7 @@ class Supervisor:
 
     @property
     def _intent_path(self) -> Any:
-        return self.layout.zone_run(self.zonename) / "transition.json"
+        return self.layout.intent(self.zonename)
 
     def _overdue(self) -> None:
         self._cancel("the transition has passed its deadline")

@@ -221,7 +221,13 @@ def test_stop_signals_in_every_spelling(root: Path, signal: str | None, name: st
 
 
 @pytest.mark.parametrize(
-    "config", [{"StopSignal": "SIGNOTHING"}, {"WorkingDir": "../x"}, {"Env": "x"}, {"Entrypoint": [1]}]
+    "config",
+    [
+        *({"StopSignal": signal} for signal in ("SIGNOTHING", "0", "32", "65", "1" * 5000)),
+        {"WorkingDir": "../x"},
+        {"Env": "x"},
+        {"Entrypoint": [1]},
+    ],
 )
 def test_impossible_configurations_are_refused(root: Path, config: dict[str, Any]) -> None:
     with pytest.raises(NotCompleted):

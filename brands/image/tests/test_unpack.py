@@ -176,6 +176,64 @@ def test_a_gigantic_header_is_refused_before_it_is_read(place: Place) -> None:
         _unpack_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240), place)
 
 
+def _below_zero(form: str) -> bytes:
+    """An entry after which a reader that believes it goes back to the same entry."""
+    info = tarfile.TarInfo("x")
+    if form == "extended header":
+        info.type = tarfile.XHDTYPE
+    if form == "pax":
+        return info._create_pax_generic_header(  # type: ignore[attr-defined,no-any-return]
+            {"size": "-2048"}, tarfile.XHDTYPE, "utf-8"
+        ) + info.tobuf(tarfile.USTAR_FORMAT)
+    info.size = -512
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("form", ["binary", "pax", "extended header"])
+@pytest.mark.attack("hostile archives and images")
+def test_a_size_below_zero_leads_round_in_no_circle(place: Place, form: str) -> None:
+    data = _below_zero(form) + bytes(10240)
+    with pytest.raises(NotCompleted):
+        oci.Tar(io.BytesIO(data), str(place.outside.parent))
+    with pytest.raises(NotCompleted):
+        _unpack_bytes(data, place)
+
+
+@pytest.mark.attack("hostile archives and images")
+def test_folders_in_folders_are_made_or_refused(place: Place) -> None:
+    deep = "a/" * 1500
+    assert (place.unpack([entry(f"{deep}x", "x")]) / deep / "x").read_text() == "x"
+    place.check()
+    with RootDir(str(place.root)) as root, Unpacker(root) as unpacker, pytest.raises(OSError):
+        archive.unpack_tar(io.BytesIO(build.tar([entry("a/" * 3000 + "x", "x")])), unpacker)
+    with RootDir(str(place.root)) as root:
+        root.remove("/a")
+
+
+@pytest.mark.attack("hostile archives and images")
+def test_what_unpacks_to_more_than_the_disk_has_is_not_spooled(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brands.image.archive.SHARE_OF_DISK", 1e-9)
+    with pytest.raises(NotCompleted, match="not enough room"):
+        archive.spooled(io.BytesIO(bytes(1 << 20)), str(place.outside))
+    place.root.mkdir(mode=0o755)
+    place.check()
+
+
+def test_a_blob_with_holes_is_none(place: Place) -> None:
+    """Of a few bytes it would make as many as it says."""
+    info, _data = entry("blobs/sha256/" + "0" * 64)
+    info.size = 512
+    info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 60), "GNU.sparse.numblocks": "1"}
+    files = oci.Tar(io.BytesIO(build.tar([(info, bytes(512))])), str(place.outside))
+    try:
+        with pytest.raises(OSError):
+            files.open(info.name)
+    finally:
+        files.close()
+
+
 @pytest.mark.parametrize("data", [b"", b"not a tar at all" * 100, b"\0" * 511])
 def test_what_is_no_tar_is_refused_or_empty(place: Place, data: bytes) -> None:
     try:
@@ -282,7 +340,20 @@ def _lose_blob(layout: build.Layout) -> None:
     layout.blobs.pop(next(iter(layout.blobs)))
 
 
-@pytest.mark.parametrize("spoil", [_spoil_blob, _spoil_size, _no_digest, _md5, _lose_blob])
+def _odd_platform(layout: build.Layout) -> None:
+    layout.index["manifests"] = [{**row, "platform": ["linux"]} for row in layout.index["manifests"] * 2]
+
+
+def _odd_layer_size(layout: build.Layout) -> None:
+    manifest = json.loads(layout.blobs[layout.index["manifests"][0]["digest"][7:]])
+    manifest["layers"][0]["size"] = "many"
+    layout.index["manifests"] = [layout.document(manifest, "application/vnd.oci.image.manifest.v1+json")]
+
+
+SPOILS = (_spoil_blob, _spoil_size, _no_digest, _md5, _lose_blob, _odd_platform, _odd_layer_size)
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
 @pytest.mark.attack("hostile archives and images", "CVE-2017-18641")
 def test_what_does_not_match_its_digest_or_size_is_refused(place: Place, spoil: Any) -> None:
     layout = build.image([[entry("x", "1")]])
@@ -290,6 +361,12 @@ def test_what_does_not_match_its_digest_or_size_is_refused(place: Place, spoil: 
     with pytest.raises(NotCompleted):
         _install(layout, place)
     assert not list(place.root.iterdir())
+
+
+def test_annotations_that_are_none_are_no_obstacle(place: Place) -> None:
+    layout = build.image([[entry("x", "1")]])
+    layout.index["manifests"][0]["annotations"] = ["odd"]
+    assert (_install(layout, place) / "x").read_text() == "1"
 
 
 def test_a_layer_that_is_not_what_the_configuration_says_is_refused(place: Place) -> None:
