@@ -106,6 +106,13 @@ def test_a_guard_of_a_link_without_known_addresses_holds_it_to_its_ethernet_addr
     ]
 
 
+def test_a_guard_has_no_set_of_its_own_that_each_later_batch_would_have_to_read() -> None:
+    op = plan.Guard("vb-x", "web", "02:00:00:00:00:01", ("10.0.0.2", "10.1.0.0/16", "fd00::2"), network.PROTECTIONS)
+    rules = list(firewall.guard_rules(op))
+    assert not [rule for rule in rules if "{" in rule]
+    assert any(rule.startswith("ip saddr != 10.0.0.2 ip saddr != 10.1.0.0/16 drop") for rule in rules)
+
+
 def test_a_zone_with_one_family_sends_nothing_of_the_other() -> None:
     op = plan.Guard("vb-x", "web", "02:00:00:00:00:01", ("fd00::1",), ("ip-nospoof",))
     assert any(rule.startswith("ether type ip drop") for rule in firewall.guard_rules(op))
