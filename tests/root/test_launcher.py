@@ -21,7 +21,6 @@ from tests.kit.instance import CHECKOUT, Instance
 from tests.kit.plugin import NewInstance
 from tests.kit.processes import Started
 from tests.kit.waiting import until
-from zonemgr.launcher.start import LOCK
 from zonemgr.wire import launch
 
 pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.cold]
@@ -308,8 +307,8 @@ def test_it_leaves_when_nobody_comes(instance: Instance) -> None:
     instance.configured()
     instance.layout.settings.write_text("launcher-idle-s = 1\n")
     instance.start_launcher()
-    until((instance.layout.run / LOCK).exists, "its start")
-    until(lambda: not instance.launcher_pid(), "its leaving")
+    pid = until(instance.launcher_pid, "its start")  # the lock's file is there before its pid is in it
+    until(lambda: is_gone(pid), "its leaving")
     assert not (instance.layout.run / launch.NAME).exists()
     instance.switch = ""
     instance.layout.settings.write_text("launcher-idle-s = 0\n")
