@@ -17,10 +17,11 @@ from typing import Final
 
 import pytest
 
-from tests.kit import leaks
+from tests.kit import leaks, victims
 from tests.kit.faults import TEXT, Fault, Kind, Point
 from tests.kit.instance import Failed, Instance
 from tests.kit.nursery import Nursery
+from tests.kit.waiting import until
 from zonemgr.model.states import State
 from zonemgr.store.observe import observe
 
@@ -95,7 +96,11 @@ class Walk:
         return found if self.kind is not Kind.BOTH or THOROUGH else found[::2]
 
     def _reach(self, command: str, fault: Fault) -> str:
-        """Run the command in a supervisor with the fault; what it said."""
+        """Run the command in a supervisor with the fault; what it said.
+
+        The last one leaves when it has been asked for nothing more: until then it would serve the next command too.
+        """
+        until(lambda: not victims.has_supervisor(self.instance), "the last supervisor to leave")
         if command in BEFORE:
             self.zonemgr(BEFORE[command], fault)
             assert self.state is ENDS[BEFORE[command]]
