@@ -204,7 +204,7 @@ def test_a_vlan_is_the_ports_own_or_the_boot_is_refused_with_what_the_kernel_lac
     warm.run(instance, "install", "tagged")
     done = warm.run(instance, "boot", "tagged", check=False)
     if done.returncode == 0:
-        vlans = subprocess.run(["bridge", "-o", "vlan", "show"], capture_output=True, text=True, check=True).stdout
+        vlans = subprocess.run(["bridge", "vlan", "show"], capture_output=True, text=True, check=True).stdout
         (row,) = (line for line in vlans.splitlines() if line.startswith("vb-tagged"))
         assert row.split()[1:] == ["7", "PVID", "Egress", "Untagged"]
         warm.run(instance, "halt", "tagged")
