@@ -205,12 +205,15 @@ class _Builder:
         self.instance = instances.write(self.transition.layout, self.instance.but(zsched=keeper, init=init))
         if not self.instance.privileged:
             namespaces.write_id_maps(hello.init_pid, self.instance.uid_base)
-        self.transition.cgroup.join_v1(hello.init_pid)
         if self.transition.brand.delegate_cgroup:
             self.transition.cgroup.delegate(self.instance.uid_base)
         if self.transition.brand.cgroup == "v1":
             self.transition.cgroup.delegate_named(self.instance.uid_base)
-        self.anchor.stub({"op": "identity", "hostname": hostname})
+        tasks_fds = self.transition.cgroup.v1_tasks_fds()
+        try:
+            self.anchor.stub({"op": "identity", "hostname": hostname}, tuple(tasks_fds))
+        finally:
+            packets.close_all(tasks_fds)
         kept = {"m0", "net", "user"}
         packets.close_all(fd for name, fd in hello.fds.items() if name not in kept)
         return Born(hello.init_pid, hello.fds["m0"], hello.fds["net"], hello.fds["user"])

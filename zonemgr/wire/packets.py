@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 PACKET_MAX = 160 * 1024  # bytes; the largest is a 64 KiB console ring behind its head
-FDS_MAX = 16
+FDS_MAX = 32  # there are a dozen and a half v1 controllers
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -87,8 +87,12 @@ class ZoneCgroup:
                 _inherit_cpuset(folder)
 
     def create_work(self) -> None:
-        """Make only the folder that a transition's worker lives in.  Idempotent."""
+        """Make only the folder that a transition's worker lives in.  Idempotent.
+
+        Controllers are handed down first: with a process below, that would wait for an RCU grace period.
+        """
         make_below_base(self.path)
+        self._hand_controllers_down()
         _make_anew(self.part_path(Part.WORK))
 
     def delegate(self, uid: int, gid: int | None = None) -> None:
@@ -226,6 +230,12 @@ class ZoneCgroup:
         """Move a single-threaded process (0: the caller) into the zone's folder on every v1 mount."""
         for folder in self.v1_paths():
             join_tasks(folder, pid)
+
+    def v1_tasks_fds(self) -> list[int]:
+        """Descriptors of the zone's ``tasks`` on every v1 mount, for a process that moves itself there by writing 0: to
+        be moved by another waits for an RCU grace period (10 ms).  The caller closes them.
+        """
+        return [os.open(folder / "tasks", os.O_WRONLY | os.O_CLOEXEC) for folder in self.v1_paths()]
 
     def pids(self, part: str) -> list[int]:
         """All processes of a leaf and below it, as this process's pid namespace numbers them."""
