@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.instance import Instance
+from tests.kit.waiting import until
 from tests.root.attacks.conftest import one_installed
 from tests.root.attacks.inside import ask
 from zonemgr.store import instance as instances
@@ -119,7 +120,9 @@ def test_an_init_that_is_a_script_for_its_parent_gets_the_copy(powerful: Instanc
     powerful.login("web", "sh", "-c", EVIL)
     powerful.run("halt", "web")
     powerful.run("boot", "web", "--", "-i", "/srv/evil", check=False)
-    log = (powerful.layout.zone_log("web") / "console.log").read_text()
+    path = powerful.layout.zone_log("web") / "console.log"
+    until(lambda: "tried" in path.read_text(), "the end of its attempts")
+    log = path.read_text()
     powerful.run("halt", "web")
     assert "held /memfd:zonemgr (deleted)" in log
     assert "WROTE" not in log
