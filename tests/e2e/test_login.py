@@ -194,10 +194,15 @@ def test_disconnect_from_an_interactive_session(zone: Instance) -> None:
     terminal = Terminal(zone, "login", "web")
     terminal.until(b"# ")
     terminal.send(b"\nsleep 1000\n")
+
+    def sleeps() -> bool:  # only what is in the foreground by then hears of a terminal's end
+        return "sleep" in zone.login("web", "sh", "-c", "cat /proc/[0-9]*/comm")
+
+    until(sleeps, "the sleep")
     terminal.send(b"~.")
     terminal.until(b"closed]")
     terminal.end()
-    until(lambda: "sleep" not in zone.login("web", "sh", "-c", "cat /proc/[0-9]*/comm"), "the session's end")
+    until(lambda: not sleeps(), "the session's end")
     assert zone.state() == "running"
 
 

@@ -55,9 +55,20 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def residents(instance: Instance, zonename: str = "web") -> frozenset[tuple[int, int | None]]:
-    """The zone's processes: pid and start time."""
-    folder = Path(record(instance, zonename).cgroup)
-    return frozenset((pid, start_time(pid)) for pid in members(folder))
+    """The zone's processes: pid and start time; without the forks of its init, which end once they have spoken."""
+    found = record(instance, zonename)
+    init = found.init.pid if found.init else 0
+    passing = {b"", _words(init)}
+    pids = (pid for pid in members(Path(found.cgroup)) if pid == init or _words(pid) not in passing)
+    return frozenset((pid, start_time(pid)) for pid in pids)
+
+
+def _words(pid: int) -> bytes:
+    """Empty for one that has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def members(cgroup: Path) -> set[int]:
