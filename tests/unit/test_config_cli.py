@@ -318,6 +318,100 @@ def test_controls_are_shown_as_they_are_written(zonemgr: Zonemgr) -> None:
     assert zonemgr("config", "web", "info rctl name=zone.other-thing").out == shown[1]
 
 
+SHORTHANDS = [  # control, how its property is set, what info says of it, the control's limit and action
+    ("cpu-shares", "set cpu-shares=20", "[cpu-shares: 20]", 20, "none"),
+    ("max-lwps", "set max-lwps=200", "[max-lwps: 200]", 200, "deny"),
+    ("max-processes", "set max-processes=200", "[max-processes: 200]", 200, "deny"),
+    ("max-shm-memory", "set max-shm-memory=1G", "[max-shm-memory: 1G]", 1 << 30, "deny"),
+    ("max-shm-ids", "set max-shm-ids=7", "[max-shm-ids: 7]", 7, "deny"),
+    ("max-msg-ids", "set max-msg-ids=7", "[max-msg-ids: 7]", 7, "deny"),
+    ("max-sem-ids", "set max-sem-ids=7", "[max-sem-ids: 7]", 7, "deny"),
+    ("zfs-io-priority", "set io-weight=50", "[zfs-io-priority: 50]", 50, "none"),
+    ("cpu-cap", "add capped-cpu ncpus=1.25", "\t[ncpus: 1.25]", 125, "deny"),
+    ("max-swap", "add capped-memory swap=1G", "\t[swap: 1G]", 1 << 30, "deny"),
+    ("max-locked-memory", "add capped-memory locked=64M", "\t[locked: 64M]", 64 << 20, "deny"),
+]
+
+
+def test_every_control_that_is_a_property_is_among_the_shorthands() -> None:
+    assert ["zone." + row[0] for row in SHORTHANDS] == [alias.rctl for alias in schema.CONTROL_ALIASES]
+
+
+@pytest.mark.parametrize(("name", "command", "line", "limit", "action"), SHORTHANDS)
+def test_a_control_is_found_by_its_name_and_by_its_property(
+    zonemgr: Zonemgr, layout: Layout, name: str, command: str, line: str, limit: int, action: str
+) -> None:
+    zonemgr("create", "web", "--no-net")
+    before = text_of(layout)
+    control = f"rctl:\n\tname: zone.{name}\n\tvalue: [(priv=privileged,limit={limit},action={action})]\n"
+    raised = f"(priv=privileged,limit={limit + 100},action={action})"
+    add = f"add rctl name=zone.{name} value=(priv=privileged,limit={limit},action={action})"
+    alias = next(one for one in schema.CONTROL_ALIASES if one.rctl == f"zone.{name}")
+    by_property = f"info {alias.resource or alias.field}"
+    for setting in (command, add):
+        assert zonemgr("config", "web", setting) == Answer(0, "", "")
+        as_set = text_of(layout)
+        assert zonemgr("config", "web", f"info rctl name=zone.{name}").out == control
+        assert line in zonemgr("config", "web", by_property).out.splitlines()
+        again = zonemgr("config", "web", add)
+        assert again.err == f"zonemgr: zone 'web': A rctl resource with the name 'zone.{name}' already exists.\n"
+        # Changed as a control, it is still written as it was.
+        change = f"select rctl name=zone.{name}; set value={raised}; end"
+        assert zonemgr("config", "web", change) == Answer(0, "", "")
+        assert f"limit={limit + 100}," in zonemgr("config", "web", "info rctl").out
+        assert ("[[rctl]]" in text_of(layout)) == (setting is add)
+        # In a form that the property cannot have, it is a control.
+        other = f"add value (priv=basic,limit={limit},action=none)"
+        answer = zonemgr("config", "web", f"select rctl name=zone.{name}; {other}; end; info rctl; revert")
+        assert answer.out.count("rctl:") == answer.out.count(f"limit={limit},action=none") == 1
+        assert zonemgr("config", "web", f"remove rctl name=zone.{name}") == Answer(0, "", "")
+        assert text_of(layout).strip() == before.strip()
+        layout.config("web").write_text(as_set)
+        assert zonemgr("config", "web", removal(alias)) == Answer(0, "", "")
+        assert text_of(layout).strip() == before.strip()
+
+
+def removal(alias: schema.ControlAlias) -> str:
+    return f"clear {alias.field}" if alias.resource is None else f"remove {alias.resource}"
+
+
+def test_a_property_is_changed_where_it_is_written(zonemgr: Zonemgr, layout: Layout) -> None:
+    zonemgr("create", "web", "--no-net")
+    deny = "add rctl name=zone.{} value=(priv=privileged,limit={},action=deny)".format
+    lines = [deny("max-lwps", 200), deny("max-swap", 1 << 30), deny("max-locked-memory", 1 << 20)]
+    zonemgr("config", "web", "; ".join(lines))
+    assert zonemgr("config", "web", "set max-lwps=300") == Answer(0, "", "")
+    assert "max-lwps =" not in text_of(layout)
+    assert "limit=300," in text_of(layout)
+    # Two controls are one resource: what changes becomes the resource's, the rest stays where it is.
+    assert zonemgr("config", "web", "select capped-memory; set swap=2G; set physical=1G; end") == Answer(0, "", "")
+    zone = zones.load(layout, "web")
+    assert zone.capped_memory == CappedMemory(1 << 30, 2 << 30, 1 << 20)
+    assert "zone.max-swap" not in text_of(layout)
+    assert "zone.max-locked-memory" in text_of(layout)
+    assert zonemgr("config", "web", "select capped-memory; clear locked; end") == Answer(0, "", "")
+    assert zones.load(layout, "web").capped_memory == CappedMemory(1 << 30, 2 << 30)
+    zonemgr("config", "web", "remove capped-memory; " + deny("max-swap", 1 << 30))
+    assert zonemgr("config", "web", "add capped-memory physical=1G").err == (
+        "zonemgr: zone 'web': The capped-memory resource or a related resource control already exists.\n"
+    )
+
+
+def test_a_control_of_another_form_is_not_the_property(zonemgr: Zonemgr, layout: Layout) -> None:
+    zonemgr("create", "web", "--no-net")
+    zonemgr("config", "web", "add rctl name=zone.max-lwps value=(priv=privileged,limit=200,action=none)")
+    for command in ("set max-lwps=300", "clear max-lwps"):
+        assert zonemgr("config", "web", command).err == (
+            "zonemgr: zone 'web': max-lwps: An incompatible rctl already exists for this property\n"
+        )
+    # Written twice by hand, it is mended by either name.
+    both = 'max-lwps = 200\n[[rctl]]\nname = "zone.max-lwps"\nvalue = "(priv=privileged,limit=300,action=deny)"\n'
+    for command, left in (("clear max-lwps", 300), ("remove rctl name=zone.max-lwps", 200)):
+        layout.config("web").write_text(both)
+        assert zonemgr("config", "web", command) == Answer(0, "", "")
+        assert zones.load(layout, "web").max_lwps == left
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """As root, in a mount namespace of its own, with the configuration on a tmpfs of 16 KiB."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from zonemgr.cli import confighelp, configtext
+from zonemgr.cli import confighelp, configtext, controls
 from zonemgr.cli.confighelp import help_lines
 from zonemgr.cli.configtext import Line, assignments
 from zonemgr.cli.output import Session
@@ -222,7 +222,6 @@ class Editor:
         chosen = self._indexes(kind, assignments(words[1:]))
         if words[1:] and not chosen:
             raise ConfigError("No such resource with that id")
-        # As they are written: a zone has what is also a property (max-lwps) as that alone.
         found = [read_resource(kind, item) for item in self._written(kind)]
         return [line for index in chosen for line in configtext.info_resource(kind, found[index])]
 
@@ -265,7 +264,7 @@ class Editor:
             self._refuse_frozen(row.name, value)
         if row.name == "brand":
             check_brand(self.layout, str(value))
-        draft.set((), row.name, value)
+        controls.assign(draft, row, value)
 
     def _refuse_frozen(self, name: str, value: object) -> None:
         if name not in FROZEN or self.state is State.CONFIGURED:
@@ -307,7 +306,7 @@ class Editor:
         row = global_row(words[0])
         if row.name in NOT_CLEARABLE:
             raise ConfigError("Clearing this property is not allowed")
-        draft.clear((), row.name)
+        controls.clear(draft, row)
 
     # Resources.
 
@@ -321,6 +320,10 @@ class Editor:
         kind = kind_named(words[0])
         if kind.single and kind.name in draft.table:
             raise ConfigError("The {kind} resource already exists.", kind=kind.name)
+        if kind.single and self._written(kind):
+            raise ConfigError(
+                "The {kind} resource or a related resource control already exists.", kind=kind.name
+            )
         self.scope = Scope(kind)
         if words[1:]:
             self._fill_and_end(words[1:])
@@ -371,8 +374,7 @@ class Editor:
             raise usage("select")
         kind = kind_named(words[0])
         index = self._one(kind, assignments(words[1:]))
-        table = self.edited().table[kind.name]
-        item = table if kind.single else table[index]
+        item = self._written(kind)[index]
         values = {row.name: value for key, value in item.items() if (row := kind.property(key)) is not None}
         self.scope = Scope(kind, values, selected=True, index=None if kind.single else index)
 
@@ -398,6 +400,8 @@ class Editor:
 
     def _rewrite(self, draft: Draft, scope: Scope) -> None:
         """Only what differs is touched, so that the rest keeps its form and comments."""
+        if controls.rewrite(draft, scope.kind, scope.index, scope.values):
+            return
         name = scope.kind.name
         path = (name,) if scope.index is None else (name, scope.index)
         before = draft.table[name] if scope.index is None else draft.table[name][scope.index]
@@ -418,7 +422,7 @@ class Editor:
             return
         key = kind.key[0]
         mine = store.canonical(kind, scope.values)[key]
-        for index, item in enumerate(self.edited().table.get(kind.name, [])):
+        for index, item in enumerate(self._written(kind)):
             if index != scope.index and store.canonical(kind, item).get(key) == mine:
                 raise ConfigError(
                     "A {kind} resource with the {key} '{mine}' already exists.",
@@ -448,7 +452,7 @@ class Editor:
                     " remove a single instance or use the -F option to remove all instances."
                 )
         for index in reversed(chosen):
-            draft.remove(kind.name, None if kind.single else index)
+            controls.remove(draft, kind, index)
 
     def _one(self, kind: Resource, wanted: Mapping[str, str]) -> int:
         """The one resource with these values.  Raises ConfigError when there is none or more than one."""
@@ -462,9 +466,8 @@ class Editor:
         return chosen[0]
 
     def _written(self, kind: Resource) -> list[Any]:
-        """The resources of a kind, as the file has them."""
-        present = self.edited().table.get(kind.name, [])
-        return [present] if kind.single and present != [] else list(present)
+        """The resources of a kind, as the file has them by any name."""
+        return controls.resources(kind, self.edited().table)
 
     def _indexes(self, kind: Resource, wanted: Mapping[str, str]) -> list[int]:
         """The positions of the resources with these values; a list is like a value that it holds."""
