@@ -287,3 +287,25 @@ def test_a_cluster_framework_is_told_and_can_fence(instance: Instance) -> None:
     program.write_text('#!/bin/sh\n[ "$1" != pre_statechange ] || { echo it runs elsewhere; exit 1; }\n')
     assert "it runs elsewhere" in instance.run("boot", "web", check=1).stderr
     assert instance.state() == "installed"
+
+
+@pytest.mark.attack("code and files of others used by the host")
+def test_who_may_write_a_folder_above_a_brand_chooses_no_code_for_root(instance: Instance, declare: Declare) -> None:
+    """Everything in the brand's folder is root's, but the folder can be exchanged for another one of root's."""
+    public = instance.root / "public"
+    for place, name in ((public / "brands/kept", "kept"), (instance.root / "old/kept", "kept")):
+        place.mkdir(parents=True)
+        proof = f'open("{instance.root}/proof", "w")\n' if "old" in str(place) else ""
+        (place / "brand.py").write_text(
+            f'{proof}from zonemgr.brandkit import Brand\nclass Kept(Brand):\n    name = "{name}"\n    base = "native"\n'
+        )
+    public.chmod(0o777)
+    declare("")
+    (instance.layout.etc / "brands/own/brand.toml").write_text(f'name = "own"\nbase = "{public}/brands/kept"\n')
+    swap = f"mv {public}/brands {public}/away && ln -s {instance.root}/old {public}/brands"
+    subprocess.run(["sh", "-c", swap], user=65534, group=65534, extra_groups=[], check=True)
+    refused = instance.run("create", "web", "-b", "own", check=1).stderr
+    assert f"others than root may write {public}, which leads to it" in refused
+    assert not (instance.root / "proof").exists()
+    assert "which leads to it" in instance.run("brands", check=1).stderr
+    assert not (instance.root / "proof").exists()

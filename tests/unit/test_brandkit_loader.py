@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +184,41 @@ def test_a_brand_that_others_may_write_is_refused(layout: Layout) -> None:
     path.parent.chmod(0o777)
     with pytest.raises(BrandError, match="others than root may write it"):
         loader.load("tiny", layout)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_brand_below_a_folder_that_others_may_write_is_refused(layout: Layout, mode: int) -> None:
+    """They can put another folder of its name there, were that sticky or not."""
+    path = _brand(layout, "tiny", GOOD)
+    for above in (path.parent.parent, layout.etc, layout.root):
+        before = stat.S_IMODE(above.stat().st_mode)
+        above.chmod(mode)
+        refusal = f"{path.parent}: refused, since others than root may write {above}, which leads to it"
+        with pytest.raises(BrandError, match=re.escape(refusal)):
+            loader.load("tiny", layout)
+        assert [found.state for found in loader.discover(layout) if found.name == "tiny"] == ["broken"]
+        above.chmod(before)
+    assert loader.load("tiny", layout).name == "tiny"
+
+
+def test_where_links_of_a_brand_lead_counts(layout: Layout) -> None:
+    path = _brand(layout, "tiny", GOOD)
+    elsewhere = layout.root / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    kept = elsewhere / "deep/tiny"
+    path.parent.rename(kept)
+    (elsewhere / "second").symlink_to("deep/../deep/tiny")
+    path.parent.symlink_to(elsewhere / "second")
+    assert loader.load("tiny", layout).name == "tiny"
+    (kept / "helper.py").symlink_to(elsewhere / "helper.py")
+    (elsewhere / "helper.py").write_text("")
+    for place, mode in ((elsewhere, 0o777), (elsewhere / "deep", 0o777), (elsewhere / "helper.py", 0o666)):
+        before = stat.S_IMODE(place.stat().st_mode)
+        place.chmod(mode)
+        with pytest.raises(BrandError, match=re.escape(f"others than root may write {place}, which leads to it")):
+            loader.load("tiny", layout)
+        place.chmod(before)
+    assert loader.load("tiny", layout).name == "tiny"
 
 
 @pytest.mark.parametrize(

@@ -270,4 +270,4 @@ def test_programs_of_a_folder_run_in_order_until_one_fails(layout: Layout, make:
     assert said == ["yes pre_statechange running halt web /zones/web", f"{folder}/20-no failed: status 3"]
     folder.chmod(0o777)
     with pytest.raises(BrandError, match="others than root may write it"):
-        dropins.programs(folder)
+        dropins.programs(folder, layout.root)

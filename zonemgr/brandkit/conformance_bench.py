@@ -60,7 +60,7 @@ def find(name: str, folder: Path | None) -> Subject:
     drop_ins = host.etc / "brands"
     others = tuple(sorted(path for path in drop_ins.glob("*") if path.is_dir())) if drop_ins.is_dir() else ()
     if folder is not None:
-        with tempfile.TemporaryDirectory(prefix="zonemgr-brand-") as place:
+        with tempfile.TemporaryDirectory(prefix="zonemgr-brand-", dir="/run") as place:
             brand = loader.load_folder(_copied(folder, Path(place)), host)
         if brand.name != name:
             raise BrandError("{folder} holds brand '{found}'", folder=folder, found=brand.name)

@@ -9,6 +9,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from zonemgr.brandkit import trust
 from zonemgr.brandkit.base import ZoneInfo
 from zonemgr.errors import BrandError
 
@@ -24,7 +25,7 @@ def run_folder(folder: Path, zone: ZoneInfo, hook: str, state: str, command: str
     names = ("HOOK", "STATE", "COMMAND", "ZONENAME", "ZONEPATH")
     environment = {**os.environ, **{f"ZONEMGR_{name}": word for name, word in zip(names, words, strict=True)}}
     environment["ZONEMGR_ROOT"] = zone.layout_root
-    for program in programs(folder):
+    for program in programs(folder, Path(zone.layout_root)):
         try:
             status = subprocess.run([program, *words], env=environment, stdin=subprocess.DEVNULL).returncode
         except OSError as error:
@@ -35,14 +36,12 @@ def run_folder(folder: Path, zone: ZoneInfo, hook: str, state: str, command: str
     return 0
 
 
-def programs(folder: Path) -> list[Path]:
-    """The programs of the folder, in the order in which they run.  Raises BrandError."""
+def programs(folder: Path, root: Path = Path("/")) -> list[Path]:
+    """The programs of the folder, in the order in which they run; ``root`` is the instance's.  Raises BrandError."""
     if not folder.is_dir():
         return []
     found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
     found = [path for path in found if os.access(path, os.X_OK)]
     for path in (folder, *found):
-        status = path.stat()
-        if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
-            raise BrandError("{path}: refused, since others than root may write it", path=path)
+        trust.check(path, root)
     return found

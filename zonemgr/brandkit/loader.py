@@ -23,7 +23,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import zonemgr
-from zonemgr.brandkit import contract
+from zonemgr.brandkit import contract, trust
 from zonemgr.brandkit.base import Brand
 from zonemgr.errors import BrandError
 from zonemgr.model import checks
@@ -203,7 +203,7 @@ def _load_folder(folder: Path, source: str, layout: Layout, below: tuple[str, ..
             "{path}: the folder's name is the brand's: brand {why}", path=path, why=refused
         ) from None
     if source == DROP_IN:
-        _check_owner(path)
+        _check_owner(path, layout.host.root)
     if path.name == MANIFEST:
         from zonemgr.brandkit import manifest  # not at the top: it loads the TOML parser
 
@@ -212,12 +212,10 @@ def _load_folder(folder: Path, source: str, layout: Layout, below: tuple[str, ..
     return _make(_only_brand(module, path), folder, path, layout, (*below, str(folder)))
 
 
-def _check_owner(path: Path) -> None:
-    """Hooks run as root, so nobody else may be able to write them, or what they import."""
+def _check_owner(path: Path, root: Path) -> None:
+    """Hooks run as root, so nobody else may be able to write them, or what they import, or put others there."""
     for place in (path.parent, *_what_runs(path)):
-        status = place.stat()
-        if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
-            raise BrandError("{path}: refused, since others than root may write it", path=place)
+        trust.check(place, root)
 
 
 def _what_runs(path: Path) -> Iterator[Path]:
