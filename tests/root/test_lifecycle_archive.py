@@ -45,7 +45,7 @@ def test_a_zone_comes_back_as_it_was(instance: Instance, name: str) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     instance.run("uninstall", "-F", "web")
     instance.run("delete", "-F", "web")
-    instance.run("import", "-f", str(file))
+    instance.run("import", "--trust", "-f", str(file))
     assert instance.states() == {"web": "installed"}
     assert (_root(instance, "web") / "srv/note").read_text() == "mine"
     assert (_root(instance, "web") / "etc/machine-id").read_text() == machine_id
@@ -336,6 +336,25 @@ def test_settings_in_an_archive_grant_nothing(instance: Instance) -> None:
         *("privileged = true", "limitpriv = default,sys_time", "ip-type = shared", "fs /host (/)", "net lo"),
         *("device sda", "admin mallory"),
     ]
+
+
+@pytest.mark.requires("userns", "net", "cgroup")
+@pytest.mark.attack("settings that come with an image")
+def test_an_archive_boots_nothing_with_the_host(instance: Instance) -> None:
+    """Neither itself nor a zone that the administrator has left halted."""
+    lines = 'autoboot = true\nrequires = ["db"]\nafter = ["db"]\nboot-priority = "high"\n'
+    manifest = Manifest("web", "native", "", "web", f'brand = "native"\n{lines}', "zbr0", 0, 0)
+    _hostile(instance.root / "file", _member("root/etc", tarfile.DIRTYPE), manifest=manifest)
+    instance.installed("db")
+    done = instance.run("import", "-f", str(instance.root / "file"))
+    for what in ("autoboot = true", "requires = db", "after = db", "boot-priority = high"):
+        assert f"not taken over: {what} (it grants something of this host; --trust keeps it)" in done.stderr
+    instance.run("autoboot")
+    assert instance.states() == {"db": "installed", "web": "installed"}
+    # Who is asked for by the administrator comes alone.
+    instance.run("config", "web", "set autoboot=true")
+    instance.run("autoboot", check=False)
+    assert instance.state("db") == "installed"
 
 
 def test_a_trusted_archive_keeps_its_settings(instance: Instance) -> None:

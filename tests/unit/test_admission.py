@@ -28,6 +28,10 @@ def disarmed(tmp_path: Path, text: str) -> tuple[list[str], Draft]:
         ("max-lwps = 4000000\n", "max-lwps = 4000000"),
         ("max-processes = 400000\n", "max-processes = 400000"),
         ("[dedicated-cpu]\nncpus = 1\n", "dedicated-cpu"),
+        ("autoboot = true\n", "autoboot = true"),
+        ('requires = ["db", "mail"]\n', "requires = db, mail"),  # would boot them too
+        ('after = ["db"]\n', "after = db"),
+        ('boot-priority = "high"\n', "boot-priority = high"),
         ('[[attr]]\nname = "label"\ntype = "string"\nvalue = "unconfined_t"\n', "attr label = unconfined_t"),
         (OWN_LINK + "vlan-id = 7\n", "net zbr0 with an Ethernet address or a VLAN of its own"),
         (OWN_LINK + 'mac-address = "02:00:00:00:00:01"\n', "net zbr0 with an Ethernet address or a VLAN of its own"),
@@ -50,6 +54,7 @@ def test_what_grants_is_named_and_gone(tmp_path: Path, text: str, told: str) -> 
     [
         OWN_LINK,
         OWN_LINK + 'mac-address = "auto"\nmac-prefix = "02:08:20"\n',
+        'autoboot = false\nboot-priority = "low"\nautoshutdown = "halt"\n',
         'hostname = "web"\nmax-lwps = 200\noom-score-adj = 300\n',
         "max-processes = 100\n[capped-memory]\nphysical = \"64M\"\n",
     ],

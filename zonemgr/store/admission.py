@@ -2,8 +2,9 @@
 
 Whoever made the archive is not this host's administrator.  What reaches past the zone's own root and its own network
 link (folders and devices of the host, more privileges than the brand's, the host's network stack and links, another's
-Ethernet address, VLAN or name, processors of its own, more threads or a longer life than others have, rights of the
-host's users) is taken out, one line each, unless the administrator says that the source is trusted.
+Ethernet address, VLAN or name, processors of its own, more threads or a longer life than others have, a boot with the
+host that takes other zones along, rights of the host's users) is taken out, one line each, unless the administrator
+says that the source is trusted.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def grants(zone: Zone, default_privileges: frozenset[str], bridge: str) -> Itera
     if (zone.oom_score_adj or 0) < 0:
         yield Grant("oom-score-adj", None, message("oom-score-adj = {number}", number=zone.oom_score_adj))
     yield from _many_threads(zone)
+    yield from _at_the_hosts_start(zone)
     for index, attr in enumerate(zone.attr):
         if attr.name == "label":
             yield Grant("attr", index, message("attr label = {value}", value=attr.value))
@@ -70,6 +72,17 @@ def grants(zone: Zone, default_privileges: frozenset[str], bridge: str) -> Itera
         yield Grant("dataset", index, message("dataset {name}", name=dataset.name))
     for index, admin in enumerate(zone.admin):
         yield Grant("admin", index, message("admin {user}", user=admin.user))
+
+
+def _at_the_hosts_start(zone: Zone) -> Iterator[Grant]:
+    """That it runs without being asked for, makes other zones run, or goes before them."""
+    if zone.autoboot:
+        yield Grant("autoboot", None, message("autoboot = true"))
+    for name, others in (("requires", zone.requires), ("after", zone.after)):
+        if others:
+            yield Grant(name, None, message("{name} = {zones}", name=name, zones=", ".join(others)))
+    if zone.boot_priority == "high":
+        yield Grant("boot-priority", None, message("boot-priority = high"))
 
 
 def _many_threads(zone: Zone) -> Iterator[Grant]:
