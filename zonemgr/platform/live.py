@@ -81,7 +81,10 @@ def _mount(op: plan.Bind | plan.FileSystem, stage: Stage) -> None:
     if _is_mounted(op.directory, stage):
         return
     if stage.sealed_only:
-        raise PlatformError("cannot mount {dir} again: the zone's zsched was killed", dir=op.directory)
+        raise PlatformError(
+            "cannot mount {dir} again: the zone's zsched was killed (a reboot of the zone mounts what its file says)",
+            dir=op.directory,
+        )
     runner.act(op, stage)
     seen = mountinfo.of_process(stage.born.init_pid)
     if seen and not any(mount.point == op.directory for mount in seen):
@@ -90,7 +93,8 @@ def _mount(op: plan.Bind | plan.FileSystem, stage: Stage) -> None:
 
 def _unmount(op: plan.Bind | plan.FileSystem, stage: Stage) -> None:
     if not _is_mounted(op.directory, stage):
-        stage.say(message("{dir} was not mounted any more: the zone has removed its folder", dir=op.directory))
+        if not stage.lazily:  # else it may never have been mounted
+            stage.say(message("{dir} was not mounted any more: the zone has removed its folder", dir=op.directory))
         return
     seen = mountinfo.of_process(stage.born.init_pid)
     in_zone = next((mount for mount in reversed(seen) if mount.point == op.directory), None)
