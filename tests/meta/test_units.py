@@ -49,6 +49,11 @@ def test_zones_are_stopped_when_the_host_goes_down_and_at_no_other_time() -> Non
     assert "zonemgr-shutdown.service" in read("zonemgr.service")["Unit"]["After"]
 
 
+def test_a_zone_that_is_a_unit_ends_before_those_that_are_none() -> None:
+    """Else "shutdown -a" takes it away from the units that come after it."""
+    assert "zonemgr-shutdown.service" in read("zone@.service")["Unit"]["After"]
+
+
 def test_the_time_for_stopping_is_within_the_time_that_systemd_gives() -> None:
     words = read("zonemgr-shutdown.service")["Service"]
     assert int(words["ExecStop"].split()[-1]) < int(words["TimeoutStopSec"])

@@ -3,6 +3,8 @@
 machined takes a process as a machine's leader only where systemd has a unit for the process's control group, and keeps
 the machine as long as that unit is active.  A zone's processes are in control groups that systemd knows nothing of.  So
 each machine gets a unit without processes (``zone-NAME.service``), in which the leader is while a few calls are made.
+That unit is in the slice of the root: any other slice is stopped when the host goes down, and its units with it, which
+would kill the zone before ``zonemgr shutdown -a`` has asked it to end.
 
 Through the programs of systemd rather than a D-Bus library: a boot needs three calls, where machined is at all.
 """
@@ -56,7 +58,7 @@ def register(
     writes 1 to ``kill_file``.  Raises Refusal; what was made then is left to ``forget``.
     """
     unit = unit_name(zonename)
-    _run("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--slice=machine.slice", "--service-type=oneshot",
+    _run("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--slice=-.slice", "--service-type=oneshot",
          f"--description=Zone {zonename} as a machine", "--property=RemainAfterExit=yes", "--property=Delegate=yes",
          "--property=DefaultDependencies=no", "--property=TimeoutSec=60",
          f"--property=ExecStop=-/bin/sh -c '[ ! -e {kill_file} ] || echo 1 >{kill_file}'", "/bin/true")  # fmt: skip
