@@ -203,8 +203,9 @@ def test_who_exceeds_the_memory_cap_takes_the_zone_along(instance: Instance) -> 
 
 
 def _cpus_of(instance: Instance, zonename: str) -> set[int]:
-    shown = instance.login(zonename, "python3", "-c", "import os; print(*os.sched_getaffinity(0))")
-    return set(map(int, shown.split()))
+    """Of process 1: who enters has the affinity of his shell besides."""
+    shown = instance.login(zonename, "sed", "-n", "s/^Cpus_allowed_list:[[:space:]]*//p", "/proc/1/status")
+    return set(cpus.parse(shown))
 
 
 @pytest.mark.requires("cpus")
@@ -227,6 +228,22 @@ def test_dedicated_cpus_are_one_zones_alone_until_it_is_halted(instance: Instanc
     instance.run("halt", "alone")
     assert _cpus_of(instance, "other") == every
     assert not registry.REGISTRY.exists() or "alone" not in registry.REGISTRY.read_text()
+
+
+@pytest.mark.requires("cpus")
+def test_a_living_zone_gets_cpus_of_its_own_and_gives_them_back(instance: Instance) -> None:
+    every = set(cpus.online())
+    instance.running("alone")
+    instance.running("other")
+    instance.run("config", "alone", "add", "dedicated-cpu", "ncpus=1")
+    instance.run("apply", "alone")
+    (mine,) = _cpus_of(instance, "alone")
+    assert _cpus_of(instance, "other") == every - {mine}
+    instance.run("config", "alone", "remove", "dedicated-cpu")
+    instance.run("apply", "alone")
+    assert _cpus_of(instance, "alone") == _cpus_of(instance, "other") == every
+    instance.run("halt", "alone")
+    instance.run("halt", "other")
 
 
 def test_cpus_that_are_not_there_are_refused_and_nothing_stays(instance: Instance) -> None:

@@ -8,6 +8,7 @@ Deliberately not here: which zone has which CPUs (``store.cpus``).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -103,10 +104,24 @@ def keep_off(hierarchy: Hierarchy, base: str, zonename: str, dedicated: CPUS) ->
             write_file(mount / base / zonename / "cpuset.cpus", spell(_root_cpus(mount) - dedicated))
             return
         path = hierarchy.unified() / base / zonename / "payload" / "cpuset.cpus"
-        if path.exists():
-            write_file(path, spell(online() - dedicated) if dedicated else "\n")
+        if path.exists() and dedicated:
+            write_file(path, spell(online() - dedicated))
+        elif path.exists():
+            lift(path)
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def lift(path: Path, system: Path = _SYSTEM) -> None:
+    """Hold a cgroup2 folder to no CPUs any more.  Older kernels do not let a folder with processes have none of its own
+    again (ENOSPC): there it gets every CPU that this host can ever have, which comes to the same.
+    """
+    try:
+        write_file(path, "\n")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        write_file(path, (system / "possible").read_text())
 
 
 def _root_cpus(mount: Path) -> CPUS:

@@ -17,6 +17,7 @@ from cgroupspy.interfaces import (  # type: ignore[import-untyped]
     IntegerFile,
 )
 
+from zonemgr.linux.cgroup import cpus
 from zonemgr.linux.cgroup.hierarchy import write_file
 from zonemgr.linux.cgroup.limits import BFQ_MAXIMUM, PERIOD_US, THROTTLES, HugePages, Throttle, clamp
 
@@ -118,6 +119,7 @@ class Folder:
     """The limits of one cgroup2 folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._files: Any = Payload(folder)
 
     def memory(self, wanted: int | None) -> int | None:
@@ -155,8 +157,11 @@ class Folder:
         return value
 
     def cpu_ids(self, wanted: frozenset[int] | None) -> frozenset[int] | None:
-        self._files.cpuset_cpus = wanted or ()
-        return frozenset(self._files.cpuset_cpus) or None
+        if not wanted:
+            cpus.lift(self._folder / "cpuset.cpus")
+            return None
+        self._files.cpuset_cpus = wanted
+        return frozenset(self._files.cpuset_cpus)
 
     def io_weight(self, wanted: int | None) -> int | None:
         """``io.weight``, or where only BFQ shares a disk by weight its own file, which ends at 1000."""
