@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,15 +330,12 @@ def test_a_zone_that_has_ended_is_told_as_such(zone: MiniZone) -> None:
     assert os.readlink("/proc/self/ns/pid_for_children") == os.readlink("/proc/self/ns/pid")
 
 
-def test_a_failing_join_of_cgroups_leaves_no_process(zone: MiniZone) -> None:
+def test_a_failing_join_of_cgroups_leaves_no_process(zone: MiniZone, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-
-    def refuse(pid: int) -> None:
-        seen.append(pid)
-        raise PlatformError("refused")
-
-    with pytest.raises(PlatformError, match="refused"):
-        zone.run("/bin/true", join_cgroups=refuse)
+    _observe(monkeypatch, seen.append)
+    with pytest.raises(enter.EnterError, match="cgroup: ") as raised:
+        zone.run("/bin/true", v1_folders=("/nowhere",))
+    assert (raised.value.stage, raised.value.exit_status) == (enter.Stage.CGROUP, 125)
     assert not process.is_alive(seen[0], None)
 
 
@@ -396,6 +393,19 @@ def test_root_of_the_zone_can_undo_no_mount_of_ours(zone: MiniZone) -> None:
     assert not Path("/usr/pwned").exists()
 
 
+def _observe(monkeypatch: pytest.MonkeyPatch, observe: Callable[[int], None]) -> None:
+    """Have it called with the pid of each child as soon as that is born."""
+    birth = enter._birth
+
+    def watched(*arguments: Any) -> tuple[int, int]:
+        pid, pidfd = birth(*arguments)
+        if pid:
+            observe(pid)
+        return pid, pidfd
+
+    monkeypatch.setattr(enter, "_birth", watched)
+
+
 def _attack(zone: MiniZone, pid: int) -> str:
     """As root of the zone: read what an entering process holds, and where it stands."""
     names = Path(f"/proc/{pid}/status").read_text().split("NSpid:\t")[1].splitlines()[0].split()
@@ -406,18 +416,15 @@ def _attack(zone: MiniZone, pid: int) -> str:
     return f"{other.stdout}|{other.stderr}"
 
 
-def test_a_process_of_the_zone_cannot_look_into_one_that_waits_to_enter(zone: MiniZone) -> None:
-    seen: list[str] = []
-    assert zone.run("/bin/true", join_cgroups=lambda pid: seen.append(_attack(zone, pid)))[0] == 0
-    output, _bar, errors = seen[0].partition("|")
-    assert (output, errors.count("Permission denied")) == ("", 3)
-
-
-def test_a_process_of_the_zone_cannot_look_into_one_that_has_its_ids_already(
+def test_a_process_of_the_zone_cannot_look_into_one_that_is_about_to_enter(
     zone: MiniZone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped where the filter is loaded: in the zone, with its ids, and not yet exec'ed."""
-    monkeypatch.setattr(seccomp, "install", lambda _program: os.kill(os.getpid(), signal.SIGSTOP))
+    monkeypatch.setattr(enter, "join", lambda _pidfd, _flags: os.kill(os.getpid(), signal.SIGSTOP))
+    _assert_unseen(zone, monkeypatch)
+
+
+def _assert_unseen(zone: MiniZone, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Root of the zone learns nothing of a child that has stopped itself on its way in."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     observers: list[int] = []
 
@@ -431,12 +438,21 @@ def test_a_process_of_the_zone_cannot_look_into_one_that_has_its_ids_already(
                 os.kill(pid, signal.SIGKILL)
                 os._exit(0)
 
-    assert zone.run("/bin/true", seccomp=b"x", join_cgroups=observe)[0] == 137
+    _observe(monkeypatch, observe)
+    assert zone.run("/bin/true", **options)[0] == 137
     os.waitpid(observers[0], 0)
     os.close(write_fd)
     with open(read_fd, encoding="utf-8") as pipe:
         output, _bar, errors = pipe.read().partition("|")
     assert (output, errors.count("Permission denied")) == ("", 3)
+
+
+def test_a_process_of_the_zone_cannot_look_into_one_that_has_its_ids_already(
+    zone: MiniZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped where the filter is loaded: in the zone, with its ids, and not yet exec'ed."""
+    monkeypatch.setattr(seccomp, "install", lambda _program: os.kill(os.getpid(), signal.SIGSTOP))
+    _assert_unseen(zone, monkeypatch, seccomp=b"x")
 
 
 def _state(pid: int) -> str:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import click
@@ -37,7 +36,6 @@ from zonemgr.cli.terminal import (
 from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError, message
 from zonemgr.linux import enter, passwd, process
 from zonemgr.linux.cgroup.entry import entry_fd
-from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.linux.enter import Child, EnterError, TrustedPath
 from zonemgr.linux.passwd import Account
 from zonemgr.model.states import GLOBAL_ZONE, State
@@ -265,11 +263,6 @@ def _output(entry: Entry, argv: tuple[str, ...]) -> str:
 def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
     """Start it in the zone."""
     instance, account = entry.instance, wanted.account
-
-    def join(pid: int) -> None:
-        for folder in instance.cgroups_v1:
-            join_tasks(Path(folder), pid)
-
     return enter.spawn_in_zone(
         entry.init_pidfd,
         argv=wanted.argv,
@@ -287,7 +280,7 @@ def spawn(entry: Entry, wanted: Wish, stdio: tuple[int, int, int]) -> Child:
         stdio=stdio,
         tty_slave=wanted.tty,
         cgroup_fd=entry.cgroup_fd,
-        join_cgroups=join,
+        v1_folders=instance.cgroups_v1,
         fall_back_to_root=True,
         die_with_parent=True,
         rlimits=instance.rlimits,

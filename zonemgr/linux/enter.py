@@ -21,9 +21,11 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import caps, libc, namespaces, process, pty
+from zonemgr.linux.cgroup.hierarchy import write_file
 from zonemgr.linux.hints import explain
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -138,6 +140,7 @@ class _Orders:
     rlimits: tuple[tuple[int, tuple[int, int]], ...]
     oom_score_adj: int | None
     scheduling_class: str
+    v1_folders: tuple[str, ...]
     take_label: Callable[[], None] | None
     stdio: tuple[int, int, int]
     tty_slave: bool
@@ -218,7 +221,7 @@ def spawn_in_zone(
     stdio: tuple[int, int, int] = (0, 1, 2),
     tty_slave: bool = False,
     cgroup_fd: int | None = None,
-    join_cgroups: Callable[[int], None] | None = None,
+    v1_folders: Sequence[str] = (),
     fall_back_to_root: bool = False,
     die_with_parent: bool = False,
     personality: int = 0,
@@ -230,15 +233,12 @@ def spawn_in_zone(
 ) -> Child:
     """Start a command in the zone whose process 1 is ``init_pidfd``; returns when it has been exec'ed.
 
-    The caller has root's capabilities on the host. All ids are the zone's own; ``env`` is the whole
-    environment. ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``join_cgroups`` is
-    called with its pid before it goes in (for v1 hierarchies). ``label``: the mandatory label that the command runs
-    under. ``tty_slave``: descriptor 0 becomes the
-    controlling terminal. ``rlimits``, ``oom_score_adj`` and ``scheduling_class``: as the zone's record has them;
-    ``personality``: flags of
-    personality(2).
-    ``fall_back_to_root``: "/" when ``cwd`` cannot be entered. EnterError names the
-    stage; OSError when the child could not be born.
+    The caller has root's capabilities on the host. All ids are the zone's own; ``env`` is the whole environment.
+    ``cgroup_fd``: the payload's cgroup2 folder, where the child is born; ``v1_folders``: the zone's control groups
+    on v1, which it joins. ``label``: the mandatory label that the command runs under. ``tty_slave``: descriptor 0
+    becomes the controlling terminal. ``rlimits``, ``oom_score_adj`` and ``scheduling_class``: as the zone's record
+    has them; ``personality``: flags of personality(2). ``fall_back_to_root``: "/" when ``cwd`` cannot be entered.
+    EnterError names the stage; OSError when the child could not be born.
     """
     if not argv or not argv[0]:
         raise EnterError(Stage.EXEC, _ENOENT, "")
@@ -266,9 +266,10 @@ def spawn_in_zone(
         rlimits=tuple(process.rlimits(rlimits)),
         oom_score_adj=oom_score_adj,
         scheduling_class=scheduling_class,
+        v1_folders=tuple(v1_folders),
     )
     try:
-        return _spawn(orders, cgroup_fd, join_cgroups, timeout_s)
+        return _spawn(orders, cgroup_fd, timeout_s)
     finally:
         if orders.die_with >= 0:
             os.close(orders.die_with)
@@ -303,28 +304,21 @@ def _label_taker(label: str) -> Callable[[], None] | None:
     return lambda: labels.set_for_exec(module, label)
 
 
-def _spawn(
-    orders: _Orders, cgroup_fd: int | None, join_cgroups: Callable[[int], None] | None, timeout_s: float
-) -> Child:
+def _spawn(orders: _Orders, cgroup_fd: int | None, timeout_s: float) -> Child:
     process.load_prctl()
     process.set_dumpable(
         False
     )  # here already: the child is in the zone's pid namespace from its first instant
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
     try:
         try:
             pid, pidfd = _birth(orders, cgroup_fd)
             if pid == 0:
-                _Child(orders, report_write, go_read).run()
+                _Child(orders, report_write).run()
         finally:
             os.close(report_write)
-            os.close(go_read)
         child = Child(pid, pidfd)
         try:
-            if join_cgroups is not None:
-                join_cgroups(pid)
-            os.write(go_write, b"g")
             failure = _read_report(report_read, timeout_s)
             if failure is not None:
                 raise EnterError(*failure, os.fsdecode(orders.argv[0]))
@@ -336,7 +330,6 @@ def _spawn(
         return child
     finally:
         os.close(report_read)
-        os.close(go_write)
 
 
 def _birth(orders: _Orders, cgroup_fd: int | None) -> tuple[int, int]:
@@ -383,10 +376,9 @@ def _read_report(read_fd: int, timeout_s: float) -> tuple[Stage, int] | None:
 class _Child:
     """The child between its birth and its exec.  ``stage`` is the step under way, for the report."""
 
-    def __init__(self, orders: _Orders, report_fd: int, go_fd: int) -> None:
+    def __init__(self, orders: _Orders, report_fd: int) -> None:
         self.orders = orders
         self.report_fd = report_fd
-        self.go_fd = go_fd
         self.zone_fd = orders.zone_pidfd
         self.parent_fd = orders.die_with
         self.m0_fd = orders.m0_fd
@@ -419,9 +411,8 @@ class _Child:
         self._take_stdio()
         process.reset_signals()
         self.stage = Stage.CGROUP
-        if os.read(self.go_fd, 1) != b"g":
-            os._exit(125)  # the caller has gone, or could not put us into the cgroups
-        os.close(self.go_fd)
+        for folder in self.orders.v1_folders:
+            write_file(Path(folder, "tasks"), "0")  # moved by another process, we would wait for a grace period
         self.stage = Stage.LIMITS
         if self.orders.oom_score_adj is not None:
             process.set_oom_score_adj(self.orders.oom_score_adj)
@@ -438,13 +429,13 @@ class _Child:
 
     def _take_stdio(self) -> None:
         """Our own descriptors first go up, out of the way: the caller may have had 0 to 2 closed."""
-        self.report_fd, self.go_fd, self.zone_fd = map(_move_up, (self.report_fd, self.go_fd, self.zone_fd))
+        self.report_fd, self.zone_fd = map(_move_up, (self.report_fd, self.zone_fd))
         self.parent_fd = _move_up(self.parent_fd) if self.parent_fd >= 0 else -1
         self.m0_fd = _move_up(self.m0_fd) if self.m0_fd >= 0 else -1
         wanted = [_move_up(descriptor) for descriptor in self.orders.stdio]
         for standard, descriptor in enumerate(wanted):
             os.dup2(descriptor, standard)
-        ours = (self.report_fd, self.go_fd, self.zone_fd, self.parent_fd, self.m0_fd)
+        ours = (self.report_fd, self.zone_fd, self.parent_fd, self.m0_fd)
         process.close_fds([0, 1, 2, *ours])
 
     def _go_in(self) -> None:

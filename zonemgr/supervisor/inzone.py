@@ -7,12 +7,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from zonemgr.errors import PlatformError
 from zonemgr.linux import enter, process
 from zonemgr.linux.cgroup.entry import entry_fd
-from zonemgr.linux.cgroup.hierarchy import join_tasks
 from zonemgr.store import filters
 from zonemgr.store.instance import Instance
 from zonemgr.store.paths import Layout
@@ -58,7 +56,7 @@ def run(
             personality=instance.personality,
             stdio=(null_fd, write_fd, write_fd),
             cgroup_fd=payload_fd,
-            join_cgroups=lambda pid: _join(instance, pid),
+            v1_folders=instance.cgroups_v1,
             die_with_parent=True,
             rlimits=instance.rlimits,
             oom_score_adj=instance.oom_score_adj,
@@ -73,11 +71,6 @@ def run(
     finally:
         child.close()
         os.close(read_fd)
-
-
-def _join(instance: Instance, pid: int) -> None:
-    for folder in instance.cgroups_v1:
-        join_tasks(Path(folder), pid)
 
 
 def _forward(read_fd: int, pid_fd: int, say: Callable[[str], None], deadline_s: float) -> None:
