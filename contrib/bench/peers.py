@@ -285,7 +285,8 @@ def zonemgr_pids(root: Path, *zones: str) -> list[int]:
     """Supervisors and zscheds: whoever of the instance sits beside the zones' own control groups."""
     records = [json.loads((root / f"run/zonemgr/instances/{zone}.json").read_text()) for zone in zones]
     base = Path(records[0]["cgroup"]).parent.parent
-    supervisors = [int(word) for word in (base / "_supervisors/cgroup.procs").read_text().split()]
+    beside = [int(word) for word in (base / "_supervisors/cgroup.procs").read_text().split()]
+    supervisors = [pid for pid in beside if Path(f"/proc/{pid}/comm").read_text() == "zone-supervisor\n"]
     return sorted({*supervisors, *(record["zsched"]["pid"] for record in records)})
 
 

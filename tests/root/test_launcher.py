@@ -48,6 +48,11 @@ def members(instance: Instance, part: str) -> list[int]:
     return [int(pid) for pid in files[0].read_text().split()]
 
 
+def supervisors(instance: Instance) -> list[int]:
+    """Of those that belong there, the ones at work."""
+    return [pid for pid in members(instance, "_supervisors") if processes.read(pid, "comm") == "zone-supervisor\n"]
+
+
 def fork_of(launcher: int) -> int:
     """The only child of the launcher, once it is a run of the command line."""
 
@@ -71,6 +76,18 @@ def is_gone(pid: int) -> bool:
         return field(pid, "State").startswith("Z")
     except OSError:
         return True
+
+
+def spares(launcher: int) -> list[int]:
+    """Those of the launcher's children that have no work, once both are there."""
+
+    def found() -> list[int]:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        ours = [pid for pid in pids if parent_of(pid) == launcher and not is_gone(pid)]
+        waiting = [pid for pid in ours if processes.read(pid, "comm") == "zone-launcher\n"]
+        return waiting if len(waiting) == 2 else []
+
+    return until(found, "two spares")
 
 
 # -- as if it were our child ------------------------------------------------------------------------------------
@@ -111,10 +128,12 @@ def test_a_fork_has_the_callers_place_limits_and_manners(launched: Instance, tmp
         for name in ("Umask", "Groups", "SigBlk", "Cpus_allowed", "CapBnd", "Uid", "NoNewPrivs"):
             assert field(pid, name) == field(client.pid, name), name
         assert int(field(pid, "SigIgn"), 16) >> (signal.SIGQUIT - 1) & 1
-        for name in ("limits", "cgroup", "oom_score_adj", "loginuid"):
+        for name in ("limits", "oom_score_adj", "loginuid"):
             assert (
                 Path(f"/proc/{pid}/{name}").read_text() == Path(f"/proc/{client.pid}/{name}").read_text()
             ), name
+        cgroups = Path(f"/proc/{client.pid}/cgroup").read_text()
+        until(lambda: Path(f"/proc/{pid}/cgroup").read_text() == cgroups, "its way home")
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, client.pid)
         assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)
         for number in (0, 1, 2):
@@ -159,9 +178,8 @@ def test_boot_login_and_halt_go_through_it_and_its_secrets_do_not(launched: Inst
     assert launched.login("web", "sh", "-c", "exit 9", check=9) == ""
     assert launched.login("web", "pwd") == "/root\n"
     assert launched.run("login", "web", "--", "cat", input="typed").stdout == "typed"
-    supervisors = members(launched, "_supervisors")
-    assert len(supervisors) == 1
-    assert b"not-for-supervisors" not in memory_of(supervisors[0])
+    (supervisor,) = supervisors(launched)
+    assert b"not-for-supervisors" not in memory_of(supervisor)
     # It outlives the launcher, and the next command finds it without one.
     os.kill(launched.launcher_pid(), signal.SIGKILL)
     until(lambda: not launched.launcher_pid(), "the launcher's death")
@@ -278,7 +296,8 @@ def test_the_first_command_starts_one_and_ten_at_once_start_no_more(instance: In
     until((instance.layout.run / launch.NAME).exists, "the launcher's start", deadline_s=60)
     instance.switch = "must"
     assert "web" in instance.run("list", "-cp").stdout
-    assert len(members(instance, "_launcher")) == 1
+    launcher = instance.launcher_pid()
+    assert [pid for pid in members(instance, "_launcher") if parent_of(pid) != launcher] == [launcher]
 
 
 def test_a_killed_launcher_takes_nothing_with_it(launched: Instance) -> None:
@@ -301,6 +320,36 @@ def test_a_killed_launcher_takes_nothing_with_it(launched: Instance) -> None:
         "another one",
         deadline_s=60,
     )
+
+
+def test_spares_are_used_replaced_and_missed_by_nobody(launched: Instance) -> None:
+    launcher = launched.launcher_pid()
+    first = spares(launcher)
+    launched.run("list", "-c")
+    second = spares(launcher)
+    assert len(set(first) & set(second)) == 1
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        for pid in spares(launcher):
+            os.kill(pid, number)
+        launched.run("list", "-c")
+    third = spares(launcher)
+    os.kill(launcher, signal.SIGKILL)
+    until(lambda: all(map(is_gone, third)), "the end of the spares")
+    launched.switch = "no"
+
+
+def test_a_supervisor_that_was_a_spare_is_like_any_other(launched: Instance) -> None:
+    """Nothing of the launcher's is left in it, and nothing of the zone that it was warmed with."""
+    waiting = spares(launched.launcher_pid())
+    launched.run("install", "web")
+    launched.run("ready", "web")
+    (pid,) = supervisors(launched)
+    assert pid in waiting
+    assert processes.read(pid, "comm") == "zone-supervisor\n"
+    assert parent_of(pid) == launched.launcher_pid()
+    assert os.getsid(pid) == pid
+    assert field(pid, "SigBlk") == "0000000000000000"
+    launched.run("halt", "web")
 
 
 def test_it_leaves_when_nobody_comes(instance: Instance) -> None:

@@ -318,6 +318,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(program, sys.argv[1:] if arguments is None else arguments, Session())
 
 
+def warm_up(root: str) -> None:
+    """Go the way of a command to a zone that is not there.  Raises ZoneError."""
+    words = ["--root", root, "login", "x" * 63, "--", "true"]
+    program.main(words, prog_name=program.name, obj=Session(), standalone_mode=False)
+
+
 def run(command: click.Command, arguments: Sequence[str], session: Session) -> None:
     """Run a command to its exit status (design, section 10).  Does not return."""
     code: int | None = Exit.INTERNAL

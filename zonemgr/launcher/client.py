@@ -133,7 +133,8 @@ def _hand_over(program: str, root: str) -> None:
     if work is None:
         os.close(folder_fd)
         return
-    _relay_signals(work)
+    pid = _pid_of(work.pid_fd)
+    _relay_signals(work, pid)
     try:
         work.go()
     except OSError:
@@ -142,12 +143,11 @@ def _hand_over(program: str, root: str) -> None:
                 _signal.signal(number, _signal.SIG_DFL)
         work.close()
         return
-    _end_as(work.wait())
+    _end_as(work.wait_at_home(pid))
 
 
-def _relay_signals(work: launch.Work) -> None:
+def _relay_signals(work: launch.Work, pid: int) -> None:
     """What reaches us is for the run; what we ignore it ignores too."""
-    pid = _pid_of(work.pid_fd)
 
     def alone(number: int, _frame: object) -> None:
         _quietly(lambda: _signal.pidfd_send_signal(work.pid_fd, number))

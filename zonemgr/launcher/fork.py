@@ -7,6 +7,7 @@ Nothing of one piece of work reaches another: each is a fork of the process that
 from __future__ import annotations
 
 import atexit
+import enum
 import fcntl
 import importlib
 import io
@@ -15,11 +16,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn
 
-from zonemgr.errors import Exit, locale_of_environment, speak
+from zonemgr.errors import Exit, ZoneError, locale_of_environment, speak
 from zonemgr.launcher import likeness
 from zonemgr.launcher.client import PROGRAMS
 from zonemgr.launcher.likeness import Likeness, Manners, Unlike
@@ -44,27 +46,32 @@ class Home:
     hierarchy: Hierarchy
 
 
-def become(connection: socket.socket, home: Home, *, placed: bool) -> NoReturn:
-    """Be what the caller at the connection asks for.  Leaves without a word when the caller had better do it.
+class Place(enum.Enum):
+    """The control group on cgroup2 that a fork was born into."""
 
-    ``placed``: this process is where a supervisor belongs; else it is where the caller is.
-    """
+    SUPERVISORS = "where supervisors belong"
+    CALLER = "where the caller is"
+    LAUNCHER = "beside the launcher"
+
+
+def become(connection: socket.socket, home: Home, place: Place) -> NoReturn:
+    """Be what the caller at the connection asks for.  Leaves without a word when the caller had better do it."""
     status = int(Exit.INTERNAL)
     try:
         process.close_fds([0, 1, 2, connection.fileno()])
-        work = _accepted(connection, home, placed)
+        work = _accepted(connection, home, place)
         if work is not None:
             status = work()
             connection.sendall(launch.status_message(status), socket.MSG_NOSIGNAL)
     except (peers.CallerError, Unlike, OSError, ValueError):
         pass  # not wanted, or gone
     finally:
-        if placed:  # and no supervisor has come of it
+        if place is Place.SUPERVISORS:  # and no supervisor has come of it
             supervisors.leave("zonemgr" + home.layout.suffix, home.hierarchy)
         os._exit(status)
 
 
-def _accepted(connection: socket.socket, home: Home, placed: bool) -> Callable[[], int] | None:
+def _accepted(connection: socket.socket, home: Home, place: Place) -> Callable[[], int] | None:
     """What to do; None when the caller has lost its patience."""
     with peers.examined(connection) as (caller, folder_fd):
         theirs, manners = likeness.of(folder_fd)
@@ -79,11 +86,25 @@ def _accepted(connection: socket.socket, home: Home, placed: bool) -> Callable[[
         raise ValueError("not a request")
     if kind == launch.SERVE:
         likeness.take_login(manners, home.manners)
-        return _serve(connection, home, words[0], environment, fds[0], placed) if _agreed(connection) else None
-    if placed or not _speaks_utf_8(environment):
+        return _serve(connection, home, words[0], environment, fds[0], place) if _agreed(connection) else None
+    if place is Place.SUPERVISORS or not _speaks_utf_8(environment):
         raise Unlike("another encoding")
     likeness.take_over(caller.pid, manners, home.manners, home.hierarchy)
-    return _run(connection, manners, words, environment, fds) if _agreed(connection) else None
+    with ExitStack() as stack:
+        handles = []
+        if place is Place.LAUNCHER:
+            handles.append(_open_place(manners, home.hierarchy))
+            stack.callback(os.close, handles[0])
+        agreed = _agreed(connection, handles)
+    return _run(connection, manners, words, environment, fds) if agreed else None
+
+
+def _open_place(manners: Manners, hierarchy: Hierarchy) -> int:
+    """The way into the caller's control group, for the caller: it moves us when we take long.  To be moved can take
+    longer than a short run.
+    """
+    place = likeness.unified_path(manners.cgroups).lstrip("/")
+    return os.open(hierarchy.unified() / place / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
@@ -106,11 +127,11 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return b"".join(parts), launch.received(ancillary)
 
 
-def _agreed(connection: socket.socket) -> bool:
-    """Give the caller a handle on us, and wait for the word to begin."""
+def _agreed(connection: socket.socket, more: Sequence[int] = ()) -> bool:
+    """Give the caller a handle on us, and more descriptors, and wait for the word to begin."""
     pid_fd = os.pidfd_open(os.getpid())
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pid_fd.to_bytes(4, sys.byteorder))]
-    connection.sendmsg([b"H"], rights, socket.MSG_NOSIGNAL)
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (pid_fd, *more))
+    connection.sendmsg([b"H"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
     os.close(pid_fd)
     begin = connection.recv(1) == b"G"
     connection.settimeout(None)
@@ -126,6 +147,26 @@ def _speaks_utf_8(environment: Mapping[bytes, bytes]) -> bool:
     return plain or (bool(dot) and encoding.partition("@")[0].lower() in _UTF_8)
 
 
+def warm_up(home: Home, place: Place) -> None:
+    """Do what any work would begin with, for a zone that is not there: what was touched once is not copied again."""
+    folder_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        likeness.of(folder_fd)
+    finally:
+        os.close(folder_fd)
+    try:
+        if place is Place.SUPERVISORS:
+            from zonemgr.supervisor import program
+
+            program.warm_up(home.layout)
+        else:
+            from zonemgr.cli import main
+
+            main.warm_up(str(home.layout.root))
+    except ZoneError:
+        pass  # as expected
+
+
 # -- a supervisor -----------------------------------------------------------------------------------------------
 
 
@@ -135,7 +176,7 @@ def _serve(
     zonename: str,
     environment: Mapping[bytes, bytes],
     ready_fd: int,
-    placed: bool,
+    place: Place,
 ) -> Callable[[], int]:
     def work() -> int:
         from zonemgr.supervisor import program
@@ -148,7 +189,7 @@ def _serve(
         given = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
         _set_environment({os.fsencode(k): os.fsencode(v) for k, v in start.environment(given).items()})
         speak(locale_of_environment())
-        return program.serve(home.layout, zonename, ready_fd, begun if placed else None)
+        return program.serve(home.layout, zonename, ready_fd, begun if place is Place.SUPERVISORS else None)
 
     return work
 

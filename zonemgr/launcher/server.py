@@ -26,7 +26,8 @@ from typing import Final, NoReturn
 import zonemgr
 from zonemgr.brandkit import loader
 from zonemgr.errors import Exit, ZoneError
-from zonemgr.launcher import fork, likeness
+from zonemgr.launcher import fork, likeness, spare
+from zonemgr.launcher.fork import Place
 from zonemgr.launcher.start import LOCK
 from zonemgr.linux import inotify, process
 from zonemgr.linux.cgroup import detect, supervisors
@@ -38,7 +39,10 @@ from zonemgr.store.paths import Layout
 from zonemgr.wire import launch, start
 
 PREDECESSOR_S: Final = 10.0  # for one that leaves to be gone
+SPARE_GONE_S: Final = 2.0  # for a spare that is not needed any more to be gone
 FORKS_MAX: Final = 512  # at once; callers beyond them do without
+_LULL_MS: Final = 50  # nobody has come for so long while others were at work
+_SPARED: Final = (Place.LAUNCHER, Place.SUPERVISORS)
 _CREDENTIALS: Final = 12
 _SYSTEMD_FD: Final = 3
 # Loaded by hand or on demand: test support, the programs themselves, and what only draws on a terminal.
@@ -178,6 +182,8 @@ class Launcher:
         self.lock = lock
         self.given = given
         self.forks: dict[int, socket.socket] = {}  # pid -> a copy of the connection, for its death to be told
+        self.spares: dict[Place, spare.Spare] = {}
+        self.sparing = True  # until one cannot be had; from the next caller on it is tried again
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         process.stdio_to_null()
         # python-prctl finds the place of the title by the environment's, once: before anybody changes the environment.
@@ -230,7 +236,11 @@ class Launcher:
         poll.register(self.wake_fd, select.POLLIN)
         poll.register(self.folder, select.POLLIN)
         while True:
-            ready = dict(poll.poll(idle_s * 1000 if idle_s and not self.forks else None))
+            lacking = [place for place in _SPARED if place not in self.spares and self.sparing]
+            ready = dict(poll.poll(self._patience_ms(idle_s, bool(lacking))))
+            if lacking and not ready:
+                self._make_spare(lacking[0])
+                continue
             if not ready and not self.forks:
                 break
             if self.folder.fileno() in ready and self._is_cut_off():
@@ -242,7 +252,14 @@ class Launcher:
             if self.listener.fileno() in ready:
                 self._accept()
         self._withdraw()
+        self._drop_spares()
         return int(Exit.OK)
+
+    def _patience_ms(self, idle_s: int, lacking: bool) -> int | None:
+        """How long to wait for somebody.  A spare is made when nobody is kept waiting by it."""
+        if lacking:
+            return _LULL_MS if self.forks else 1
+        return idle_s * 1000 if idle_s and not self.forks else None
 
     def _is_cut_off(self) -> bool:
         """Somebody has removed the socket, with the folder of an instance that is over: nobody can come any more."""
@@ -255,6 +272,7 @@ class Launcher:
             if error.errno in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
                 return
             raise
+        self.sparing = True
         if self._is_stale():
             connection.close()
             self._renew()
@@ -270,17 +288,22 @@ class Launcher:
 
     def _fork(self, connection: socket.socket, peer_pid: int) -> None:
         """A run into the caller's cgroup, for what it uses is the caller's; a supervisor into its own at once."""
-        if launch.wants_supervisor(connection):
-            pid, pid_fd = supervisors.clone_into(self.home.hierarchy, "zonemgr" + self.layout.suffix)
+        supervisor = launch.wants_supervisor(connection)
+        ready = self.spares.pop(Place.SUPERVISORS if supervisor else Place.LAUNCHER, None)
+        pid = ready.pid if ready is not None and ready.give(connection) else 0
+        if not pid:
+            if supervisor:
+                pid, pid_fd = supervisors.clone_into(self.home.hierarchy, "zonemgr" + self.layout.suffix)
+            else:
+                pid, pid_fd = self._fork_beside(connection, peer_pid)
             if pid == 0:
-                self._be(connection, placed=True)
+                self._drop()
+                fork.become(connection, self.home, Place.SUPERVISORS if supervisor else Place.CALLER)
+            os.close(pid_fd)
+        if supervisor:
             connection.close()  # a supervisor is no work of ours: it says itself that it has begun
         else:
-            pid, pid_fd = self._fork_beside(connection, peer_pid)
-            if pid == 0:
-                self._be(connection, placed=False)
             self.forks[pid] = connection
-        os.close(pid_fd)
 
     def _fork_beside(self, connection: socket.socket, peer_pid: int) -> tuple[int, int]:
         """Into the caller's cgroup."""
@@ -292,12 +315,27 @@ class Launcher:
         finally:
             os.close(folder_fd)
 
-    def _be(self, connection: socket.socket, *, placed: bool) -> NoReturn:
-        """The child's side: never returns."""
+    def _drop(self) -> None:
+        """In a fork: give up what is the launcher's own."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        fork.become(connection, self.home, placed=placed)
+
+    def _make_spare(self, place: Place) -> None:
+        try:
+            self.spares[place] = spare.make(self.home, place, self._drop)
+        except OSError:  # no memory or no process
+            self.sparing = False
+
+    def _drop_spares(self) -> None:
+        """See them gone, with the folder of supervisors if it is empty then."""
+        spares, self.spares = self.spares, {}
+        pid_fds = [pid_fd for one in spares.values() if (pid_fd := _handle(one.pid)) is not None]
+        for one in spares.values():
+            one.close()
+        for pid_fd in pid_fds:
+            process.wait_pidfd(pid_fd, SPARE_GONE_S)
+            os.close(pid_fd)
 
     def _reap(self) -> None:
         """Whoever ended by a signal could not say so itself."""
@@ -310,7 +348,8 @@ class Launcher:
                 return
             connection = self.forks.pop(pid, None)
             if connection is None:
-                continue  # of before an exec
+                self._forget_spare(pid)
+                continue  # or of before an exec
             if os.WIFSIGNALED(wait_status):
                 try:
                     connection.send(
@@ -320,6 +359,13 @@ class Launcher:
                 except OSError:
                     pass  # the caller has gone too
             connection.close()
+
+    def _forget_spare(self, pid: int) -> None:
+        for place, one in list(self.spares.items()):
+            if one.pid == pid:
+                one.close()
+                del self.spares[place]
+                self.sparing = False  # something is wrong here: not again and again
 
     # -- a new version ------------------------------------------------------------------------------------------
 
@@ -336,6 +382,13 @@ class Launcher:
             os._exit(int(Exit.OK))  # systemd starts us again
         words = start.program("zonemgr.launcher", "--root", str(self.layout.root))
         os.execv(words[0], words)
+
+
+def _handle(pid: int) -> int | None:
+    try:
+        return process.pidfd_open(pid)
+    except OSError:
+        return None  # it has ended
 
 
 def _load() -> None:

@@ -24,15 +24,18 @@ FDS_MAX = 8
 SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
 _MAGIC = b"zonemgr-launcher-1"
 _LENGTH = 4
+_HANDLES_MAX = 2  # its pidfd, and the way into our control group
+_MOMENT_S = 0.1
 _AT_ONCE_S = 0.02  # a caller sends as soon as it is connected
 
 
 class Work:
     """Something that the launcher does for us.  ``go`` begins it, ``wait`` waits for its end."""
 
-    def __init__(self, connection: _socket.socket, pid_fd: int) -> None:
+    def __init__(self, connection: _socket.socket, pid_fd: int, place_fd: int = -1) -> None:
         self.connection = connection
         self.pid_fd = pid_fd
+        self.place_fd = place_fd  # where to write its pid to have it in our control group
 
     def go(self) -> None:
         """Let it begin.  OSError when it has gone, and has not begun."""
@@ -48,10 +51,29 @@ class Work:
             data = b""
         return int.from_bytes(data, "big") if len(data) == _LENGTH else None
 
+    def wait_at_home(self, pid: int) -> int | None:
+        """As ``wait``, for a run: one that takes longer than a moment comes into our control group."""
+        if self.place_fd >= 0:
+            try:
+                return self.wait(_MOMENT_S)
+            except TimeoutError:
+                self._bring_home(pid)
+        return self.wait()
+
+    def _bring_home(self, pid: int) -> None:
+        try:
+            os.write(self.place_fd, b"%d" % pid)
+        except OSError:
+            pass  # it has ended, or nobody may be added there: it goes on where it is
+        os.close(self.place_fd)
+        self.place_fd = -1
+
     def close(self) -> None:
         """Let go of it.  A run of the command line hears that as a hang-up."""
         self.connection.close()
         os.close(self.pid_fd)
+        if self.place_fd >= 0:
+            os.close(self.place_fd)
 
 
 def identity(package: str) -> str:
@@ -73,16 +95,16 @@ def ask(
         return None
     try:
         connection.settimeout(LONG_PATIENCE_S if os.environ.get(SWITCH) == "must" else PATIENCE_S)
-        pid_fd = _hand_over(connection, _encoded(kind, who, words, environment), fds)
+        handles = _hand_over(connection, _encoded(kind, who, words, environment), fds)
     except OSError:
-        pid_fd = -1
+        handles = []
     except BaseException:
         connection.close()
         raise
-    if pid_fd < 0:
+    if not handles:
         connection.close()
         return None
-    return Work(connection, pid_fd)
+    return Work(connection, *handles)
 
 
 def _connected(folder: str) -> _socket.socket | None:
@@ -111,8 +133,8 @@ def _encoded(kind: bytes, who: str, words: list[str], environment: dict[bytes, b
     return len(payload).to_bytes(_LENGTH, "big") + payload
 
 
-def _hand_over(connection: _socket.socket, data: bytes, fds: list[int]) -> int:
-    """Send the request, and receive the handle; -1 when we are not wanted."""
+def _hand_over(connection: _socket.socket, data: bytes, fds: list[int]) -> list[int]:
+    """Send the request, and receive the handles; none when we are not wanted."""
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
     sent = connection.sendmsg(
         [data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
@@ -120,14 +142,14 @@ def _hand_over(connection: _socket.socket, data: bytes, fds: list[int]) -> int:
     if sent < len(data):
         connection.sendall(data[sent:], _socket.MSG_NOSIGNAL)
     answer, ancillary, _flags, _address = connection.recvmsg(
-        1, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC
+        1, _socket.CMSG_SPACE(4 * _HANDLES_MAX), _socket.MSG_CMSG_CLOEXEC
     )
     handles = received(ancillary)
-    if answer == b"H" and len(handles) == 1:
-        return handles[0]
+    if answer == b"H" and handles:
+        return handles
     for fd in handles:
         os.close(fd)
-    return -1
+    return []
 
 
 def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
