@@ -54,9 +54,11 @@ def make(home: fork.Home, place: Place, drop: Callable[[], None]) -> Spare:
     ``drop`` is called in it and gives up what was the launcher's own.  OSError when there can be none.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    name = supervisors.FOLDER if place is Place.SUPERVISORS else supervisors.LAUNCHER
     try:
-        pid, pid_fd = supervisors.clone_into(home.hierarchy, "zonemgr" + home.layout.suffix, name)
+        if place is Place.SUPERVISORS:
+            pid, pid_fd = supervisors.clone_into(home.hierarchy, "zonemgr" + home.layout.suffix)
+        else:
+            pid, pid_fd = process.clone3(0)
         if pid == 0:
             _be(theirs, home, place, drop)
         os.close(pid_fd)
