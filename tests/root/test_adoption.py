@@ -175,7 +175,8 @@ def test_killed_in_a_transition_whose_caller_asks_no_more(
         with pytest.raises(LostReply):
             client.call(f"{varlink.ZONE}.{verb.capitalize()}", {}, more=True, on_reply=hear)
     brand.script()
-    door.state(instance)  # starts the successor
+    if verb != "reboot":  # which has a guard that does the same
+        door.state(instance)  # starts the successor
     wait_for(instance, "running" if verb == "reboot" else "installed")
     if verb != "reboot":
         instance.run("boot", "web")

@@ -142,7 +142,8 @@ class Walk:
         return found + [f"left, after the fault left it {state.label}: {line}" for line in self._left()]
 
     def _comes_back(self, said: str) -> list[str]:
-        if self.kind is not Kind.WORKER:  # the next command starts a successor, which first finishes what was begun
+        if self.kind is not Kind.WORKER:  # a successor has been started, or nothing had been begun yet
+            until(lambda: self.state is State.RUNNING, "the zone's next life, without a command")
             said += self.zonemgr("boot")
         return [] if self.state is State.RUNNING else [f"it did not come back, it is {self.state.label}: {said!r}"]
 

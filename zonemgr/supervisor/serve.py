@@ -28,10 +28,11 @@ from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
 from zonemgr.store.observe import Observation, observe
 from zonemgr.store.paths import Layout
-from zonemgr.supervisor import flight, log, zsched
+from zonemgr.supervisor import flight, guard, log, zsched
 from zonemgr.supervisor import worker as workers
 from zonemgr.supervisor.console import Console, ConsoleLog
 from zonemgr.supervisor.door import Door
+from zonemgr.supervisor.guard import Guard
 from zonemgr.supervisor.lifeline import Lifeline
 from zonemgr.supervisor.loop import Loop, Timer
 from zonemgr.supervisor.request import BOOTS, BRINGS_UP, CHANGES, Request
@@ -60,6 +61,7 @@ class Supervisor:
         self.loop = Loop(log.error)
         self.queue: deque[Request] = deque()
         self.worker: Worker | None = None
+        self.guard: Guard | None = None
         self.current: Request | None = None
         self.procedure: Procedure | None = None
         self.deadline: Timer | None = None
@@ -344,9 +346,24 @@ class Supervisor:
             durable=False,
         )
         self.current, self.procedure = request, cell.procedure if cell else None
+        if request.command is Command.REBOOT:
+            self._post_guard()
         self.worker = workers.start(transition, job, self.lock.forget)
         self.loop.watch(self.worker.sock.fileno(), self._worker_ready)
         self.deadline = self.loop.after(limits.transition_s, self._overdue)
+
+    def _post_guard(self) -> None:
+        """Between the halves of a reboot there is no zsched that would start a successor."""
+        self._dismiss_guard()
+        try:
+            self.guard = guard.post(self.zonename, successor_command(self.layout, self.zonename), self.lock.forget)
+        except OSError as error:  # the reboot needs none
+            log.error(str(error))
+
+    def _dismiss_guard(self) -> None:
+        if self.guard is not None:
+            self.guard.dismiss()
+            self.guard = None
 
     def _settings(self, request: Request) -> settings.Settings:
         """The instance's settings.  A file that is broken must not keep a zone from being halted: then the defaults."""
@@ -439,6 +456,7 @@ class Supervisor:
                 pass
             done = worker.done
         self.current = None
+        self._dismiss_guard()
         self.loop.forget(worker.sock.fileno())
         self.loop.watch(worker.pid_fd, lambda _events: self._worker_left())
         if self.deadline is not None:
