@@ -301,6 +301,16 @@ def test_counters_have_zeros_for_zones_that_do_not_run() -> None:
     assert {'zonemgr_running{zone="web"} 1', 'zonemgr_running{zone="off"} 0'} <= set(lines)
 
 
+def test_counters_tell_how_long_zones_waited() -> None:
+    usage = Usage(pressure={"cpu": 12.5, "io": 0.0}, throttled_us=2_500_000)
+    taken = sample(_look(100, web=(usage, None)))
+    taken = dataclasses.replace(taken, host=dataclasses.replace(taken.host, pressure={"cpu": 1.0, "io": 1.0}))
+    lines = list(stat.metrics(taken, ["off"]))
+    assert 'zonemgr_cpu_throttled_seconds_total{zone="web"} 2.5' in lines
+    assert 'zonemgr_pressure_percent{zone="web",resource="cpu"} 12.5' in lines
+    assert 'zonemgr_pressure_percent{zone="off",resource="io"} 0' in lines
+
+
 def test_the_view_sorts_fits_the_screen_and_ends() -> None:
     view = statview.View()
     lines = view.lines(_two(), 24, 200)

@@ -93,7 +93,8 @@ def table(taken: Sample, peaks: Peaks) -> list[str]:
 def metrics(taken: Sample, stopped: Sequence[str]) -> Iterator[str]:
     """The text format of Prometheus.  A zone that does not run has zeros, so that no series ends."""
     nothing = {name: Amount(0.0, total=0) for name in taken.host.amounts}
-    lines = [*taken.zones, *(Line(name, nothing, 0) for name in stopped)]
+    calm = dict.fromkeys(taken.host.pressure, 0.0)
+    lines = [*taken.zones, *(Line(name, nothing, 0, calm, 0) for name in stopped)]
     for metric, kind, resource, attribute, scale in _METRICS:
         yield f"# TYPE zonemgr_{metric} {kind}"
         for line in lines:
@@ -104,6 +105,14 @@ def metrics(taken: Sample, stopped: Sequence[str]) -> Iterator[str]:
     for line in lines:
         if line.oom_kills is not None:
             yield f'zonemgr_oom_kills_total{{zone="{line.name}"}} {line.oom_kills}'
+    yield "# TYPE zonemgr_cpu_throttled_seconds_total counter"
+    for line in lines:
+        if line.throttled_us is not None:
+            yield f'zonemgr_cpu_throttled_seconds_total{{zone="{line.name}"}} {line.throttled_us * 1e-6:.12g}'
+    yield "# TYPE zonemgr_pressure_percent gauge"
+    for line in lines:
+        for resource, percents in line.pressure.items():
+            yield f'zonemgr_pressure_percent{{zone="{line.name}",resource="{resource}"}} {percents:.12g}'
     yield "# TYPE zonemgr_running gauge"
     for line in lines:
         yield f'zonemgr_running{{zone="{line.name}"}} {int(line.name not in stopped)}'
