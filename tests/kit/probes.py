@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.waiting import PATIENCE
+from zonemgr.linux.cgroup import detect
+from zonemgr.linux.cgroup.zone import CONTROLLERS
 
 MUST_VARIABLE: Final = "ZONEMGR_MUST"
 _DEADLINE_S: Final = 60 * PATIENCE
@@ -103,6 +105,16 @@ def _unified() -> str:
     return "it has controllers on cgroup v1" if hybrid else _cgroup()
 
 
+def _controllers() -> str:
+    """Nothing but cgroup2, with the controllers by which zones are limited."""
+    why = _unified()
+    if why:
+        return why
+    there = set((detect().unified() / "cgroup.controllers").read_text().split())
+    missing = set(CONTROLLERS) - there
+    return f"cgroup2 has no controller {' '.join(sorted(missing))}" if missing else ""
+
+
 def _cpus() -> str:
     return "" if len(os.sched_getaffinity(0)) > 1 else "there is one CPU"
 
@@ -163,6 +175,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "btrfs": lambda: _loop() or _file_system("btrfs"),
     "xfs": lambda: _loop() or _file_system("xfs"),
     "unified": _unified,
+    "controllers": _controllers,
     "cpus": _cpus,
     "apparmor": _apparmor,
     "quota": lambda: _quota("ext4", "32M", "-O", "project,quota"),
