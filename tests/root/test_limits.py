@@ -231,6 +231,74 @@ def test_dedicated_cpus_are_one_zones_alone_until_it_is_halted(instance: Instanc
 
 
 @pytest.mark.requires("cpus")
+def test_the_zones_of_a_pool_share_its_cpus(instance: Instance) -> None:
+    every = set(cpus.online())
+    first, last = min(every), max(every)
+    instance.layout.settings.parent.mkdir(parents=True, exist_ok=True)
+    instance.layout.settings.write_text(f'[pools]\nbatch = "{first}"\nrest = "{last}"\n')
+    for name in ("one", "two"):
+        installed(instance, name, 'pool = "batch"\n')
+        assert "WARNING" not in instance.run("boot", name).stderr
+        assert _cpus_of(instance, name) == {first}
+    assert applied(instance, "one")["pool"]["effective"] == str(first)
+    installed(instance, "alone", f'[dedicated-cpu]\ncpus = "{last}"\n')
+    instance.run("boot", "alone")
+    assert _cpus_of(instance, "one") == {first}, "what is dedicated to another one moves nobody out of its pool"
+    instance.run("halt", "alone")
+    assert _cpus_of(instance, "one") == {first}
+    # In a living zone, there and back; a limit that is changed meanwhile keeps it there.
+    instance.run("config", "one", "set pool=rest; set max-lwps=300")
+    instance.run("apply", "one")
+    assert (_cpus_of(instance, "one"), _cpus_of(instance, "two")) == ({last}, {first})
+    instance.run("config", "one", "clear pool")
+    instance.run("apply", "one")
+    assert _cpus_of(instance, "one") == every
+    instance.run("config", "one", "set pool=batch")
+    instance.run("apply", "one")
+    assert _cpus_of(instance, "one") == {first}
+    instance.run("reboot", "two")
+    assert _cpus_of(instance, "two") == {first}
+    instance.run("halt", "one", "two")
+    assert not registry.REGISTRY.exists() or instance.suffix not in registry.REGISTRY.read_text()
+
+
+def test_a_pool_that_is_not_there_is_a_warning(instance: Instance) -> None:
+    """And one whose CPUs the host lacks: the zone has those that all have."""
+    every = set(cpus.online())
+    instance.layout.settings.parent.mkdir(parents=True, exist_ok=True)
+    instance.layout.settings.write_text('[pools]\nbatch = "4000-4001"\n')
+    for pool in ("nowhere", "batch"):
+        installed(instance, pool, f'pool = "{pool}"\n')
+        warned = instance.run("boot", pool).stderr
+        assert f"WARNING: unable to bind to pool '{pool}'; using default pool: [pools] in zonemgr.toml" in warned
+        assert _cpus_of(instance, pool) == every
+        assert applied(instance, pool)["pool"]["problem"]
+    instance.layout.settings.write_text('pools = "0"\n')
+    refused = instance.run("create", "more", check=1).stderr
+    assert "zonemgr.toml: line 1: pools must be a table of names and CPUs" in refused
+
+
+@pytest.mark.requires("cpus")
+def test_a_pool_keeps_off_what_is_dedicated(instance: Instance) -> None:
+    every = set(cpus.online())
+    last = max(every)
+    spelt = ",".join(map(str, sorted(every)))
+    instance.layout.settings.parent.mkdir(parents=True, exist_ok=True)
+    instance.layout.settings.write_text(f'[pools]\nwide = "{spelt}"\nlast = "{last}"\n')
+    installed(instance, "wide", 'pool = "wide"\n')
+    installed(instance, "last", 'pool = "last"\n')
+    installed(instance, "alone", f'[dedicated-cpu]\ncpus = "{last}"\n')
+    for name in ("wide", "last", "alone"):
+        instance.run("boot", name)
+    assert _cpus_of(instance, "alone") == {last}
+    assert _cpus_of(instance, "wide") == _cpus_of(instance, "last") == every - {last}
+    instance.run("reboot", "last")
+    assert _cpus_of(instance, "last") == every - {last}
+    instance.run("halt", "alone")
+    assert (_cpus_of(instance, "wide"), _cpus_of(instance, "last")) == (every, {last})
+
+
+@pytest.mark.requires("cpus")
 def test_a_living_zone_gets_cpus_of_its_own_and_gives_them_back(instance: Instance) -> None:
     every = set(cpus.online())
     instance.running("alone")

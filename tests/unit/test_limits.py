@@ -155,6 +155,29 @@ def test_a_share_of_cpus_lives_as_long_as_its_zone(tmp_path: Path) -> None:
     assert not shares.release("base", "web")
 
 
+def test_a_pool_takes_no_cpu_from_anybody(tmp_path: Path) -> None:
+    """On pure cgroup2 too; and it is no obstacle for who wants CPUs alone."""
+    hierarchy = Hierarchy(Kind.UNIFIED, tmp_path / "cg", {})
+    for name in ("web", "db"):
+        (tmp_path / "cg/base" / name / "payload").mkdir(parents=True)
+    file = tmp_path / "cg/base/web/payload/cpuset.cpus"
+    file.write_text("")
+    shares = registry.Registry(hierarchy, tmp_path / "cpus.json")
+    online = cpus.online()
+    last = max(online)
+    shares.join("base", "web", online)
+    assert shares.pool_of("base", "web") == online
+    assert not shares.of("base", "web") and not shares.dedicated()
+    cpus.keep_off(hierarchy, "base", "web", frozenset(), frozenset({last}))
+    assert cpus.parse(file.read_text()) == {last}
+    if len(online) > 1:
+        assert shares.allocate("base", "db", lambda free: frozenset({max(free)})) == {last}
+        cpus.keep_off(hierarchy, "base", "web", shares.dedicated(), frozenset({last}))
+        assert cpus.parse(file.read_text()) == online - {last}
+    assert shares.release("base", "web")
+    assert not shares.pool_of("base", "web")
+
+
 def _cpuset_tree(root: Path) -> list[Path]:
     folders = [root, root / "web", root / "web/payload"]
     for folder in folders:

@@ -282,6 +282,13 @@ def pool_name(value: object) -> str:
     return given
 
 
+def cpu_pools(value: object) -> dict[str, str]:
+    """Pools of CPUs by name: ``batch = "0-3"``."""
+    if not isinstance(value, dict):
+        raise Refused('must be a table of names and CPUs: [pools], then NAME = "0-3"')
+    return {pool_name(name): id_ranges(numbers) for name, numbers in value.items()}
+
+
 def host_id(value: object) -> int:
     """A host id: hexadecimal text, or a TOML integer (0x...)."""
     if isinstance(value, str):

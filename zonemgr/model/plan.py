@@ -138,6 +138,20 @@ class DedicateCpus(Op):
 
 
 @dataclass(frozen=True)
+class JoinPool(Op):
+    """The CPUs that the zone shares with the other zones of its pool."""
+
+    kind: ClassVar[str] = "pool"
+    live: ClassVar[Live] = Live.REWRITE
+    zonename: str
+    pool: str
+    cpus: str  # "0-3,6"; empty: the host has no such pool
+
+    def describe(self) -> str:
+        return f"keep the zone to the CPUs of pool {self.pool} ({self.cpus or 'none'})"
+
+
+@dataclass(frozen=True)
 class SetProcessLimits(Op):
     """What each process of the zone begins with: its rlimits, and its score when the host runs out of memory."""
 

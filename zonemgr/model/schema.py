@@ -177,7 +177,10 @@ GLOBAL_PROPERTIES: Final = (
         "autoboot", checks.boolean, "boot the zone when the host boots", Form.BOOLEAN, False, when=When.LIVE,
     ),
     Property("bootargs", checks.boot_arguments, "arguments of every boot that is given none", default=""),
-    Property("pool", checks.pool_name, "the resource pool of the zone", effect=False),
+    Property(
+        "pool", checks.pool_name, "the CPUs that it shares with others: a name in [pools] of zonemgr.toml",
+        when=When.LIVE,
+    ),
     Property("limitpriv", checks.privilege_list, "the most the zone may do, such as default,!net_raw", default=""),
     Property(
         "seccomp", checks.list_of(checks.system_call),

@@ -151,18 +151,42 @@ def _folders(cgroup: ZoneCgroup) -> list[Any]:
 
 
 def _of_instance(registry: Registry, base: str) -> cpus.CPUS:
-    return frozenset().union(*(share.numbers for share in registry.shares() if share.base == base))
+    mine = (share for share in registry.shares() if share.base == base and not share.pool)
+    return frozenset().union(*(share.numbers for share in mine))
 
 
 def spread(registry: Registry, base: str) -> None:
-    """Hold every zone of the instance that has no CPUs of its own to those that nobody has."""
+    """Hold every zone of the instance that has no CPUs of its own to those that nobody has, or its pool's of them."""
     with registry.lock():
-        shares = registry.shares()
-        dedicated = frozenset().union(*(share.numbers for share in shares))
-        own = {share.zonename for share in shares if share.base == base}
+        dedicated = registry.dedicated()
+        shares = [share for share in registry.shares() if share.base == base]
+        own = {share.zonename for share in shares if not share.pool}
+        pools = {share.zonename: share.numbers for share in shares if share.pool}
         for zonename in cpus.zones_of(registry.hierarchy, base):
             if zonename not in own:
-                cpus.keep_off(registry.hierarchy, base, zonename, dedicated)
+                cpus.keep_off(registry.hierarchy, base, zonename, dedicated, pools.get(zonename, frozenset()))
+
+
+def join_pool(op: plan.JoinPool, stage: Stage) -> None:
+    """Hold the zone to the CPUs of its pool.  Where there is none the zone has the CPUs that all have (reference 3.1,
+    step 10 d).
+    """
+    base, registry = stage.cgroup.base, Registry(stage.cgroup.hierarchy)
+    ids = cpus.parse(op.cpus) & cpus.online()
+    why = message("[pools] in zonemgr.toml names no CPU for it that this host has")
+    if ids:
+        registry.join(base, op.zonename, ids)
+        held = cpus.shared(cpus.online(), registry.dedicated(), ids)
+        try:
+            stage.cgroup.apply(Limits(cpu_ids=held))
+        except PlatformError as error:
+            why = error.text
+        else:
+            stage.applied(AppliedLimit("pool", op.pool, cpus.spell(held)))
+            return
+    release_cpus(stage.cgroup.hierarchy, stage.cgroup)
+    stage.say(message("WARNING: unable to bind to pool '{pool}'; using default pool: {why}", pool=op.pool, why=why))
+    stage.applied(AppliedLimit("pool", op.pool, None, why))
 
 
 def keep_off_others(cgroup: ZoneCgroup) -> None:
@@ -182,8 +206,8 @@ def stage_cpus(stage: Stage) -> cpus.CPUS | None:
     if not registry.path.exists():
         return None
     mine = registry.of(stage.cgroup.base, stage.cgroup.name)
-    dedicated = registry.dedicated()
-    return mine or (cpus.online() - dedicated if dedicated else None)
+    dedicated, pool = registry.dedicated(), registry.pool_of(stage.cgroup.base, stage.cgroup.name)
+    return mine or (cpus.shared(cpus.online(), dedicated, pool) if dedicated or pool else None)
 
 
 def release_cpus(hierarchy: Hierarchy, cgroup: ZoneCgroup) -> None:

@@ -263,6 +263,11 @@ def _share_cpus(op: plan.DedicateCpus, stage: Stage) -> None:
     stage.applied(AppliedLimit("dedicated-cpu", None, None))
 
 
+def _leave_pool(op: plan.JoinPool, stage: Stage) -> None:
+    _undo(op, stage)
+    stage.applied(AppliedLimit("pool", None, None))
+
+
 def _lift_quota(op: plan.SetQuota, stage: Stage) -> None:
     limits.set_quota(dataclasses.replace(op, limit_bytes=None), stage)
 
@@ -327,6 +332,7 @@ RULES: dict[type[plan.Op], Rule] = {
     plan.ConfigureLink: Rule(_address, _unaddress, _readdress),
     plan.AllowDevices: Rule(runner.act, _impossible, _again),
     plan.DedicateCpus: Rule(runner.act, _share_cpus, _again),
+    plan.JoinPool: Rule(runner.act, _leave_pool, _again),
     plan.SetProcessLimits: Rule(_impossible, _impossible, limits.change_process_limits),
     plan.SetQuota: Rule(runner.act, _lift_quota, _again),
     plan.SetLimits: Rule(_limit, _unlimit, _relimit),

@@ -20,7 +20,8 @@ OOM_SCORE_ADJ = 100  # before the host's own services, whose score is 0; after w
 def limits(zone: Zone, settings: Settings, project: int) -> list[plan.Op]:
     """Everything that limits the zone as a whole or each of its processes."""
     zone = zone.with_controls()
-    ops: list[plan.Op] = [*_dedicated(zone), cgroup_limits(zone, settings), process_limits(zone)]
+    pool = [plan.JoinPool(zone.zonename, zone.pool, settings.pools.get(zone.pool, ""))] if zone.pool else []
+    ops: list[plan.Op] = [*_dedicated(zone), *pool, cgroup_limits(zone, settings), process_limits(zone)]
     return [*ops, *_quota(zone, project)]
 
 

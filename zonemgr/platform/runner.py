@@ -94,6 +94,7 @@ _OUTSIDE: dict[type[plan.Op], Callable[[Any, Stage], None]] = {
     plan.MakeCgroup: _make_cgroup,
     plan.SetLimits: limits.set_limits,
     plan.DedicateCpus: limits.dedicate_cpus,
+    plan.JoinPool: limits.join_pool,
     plan.SetProcessLimits: limits.set_process_limits,
     plan.SetQuota: limits.set_quota,
     plan.StartZsched: _start_zsched,

@@ -143,6 +143,10 @@ def _dedicated_cpus(_op: plan.DedicateCpus, remains: Remains) -> None:
         release_cpus(remains.cgroup.hierarchy, remains.cgroup)
 
 
+def _pool(_op: plan.JoinPool, remains: Remains) -> None:
+    release_cpus(remains.cgroup.hierarchy, remains.cgroup)
+
+
 _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.Claim: _claim,
     plan.Names: _names,
@@ -155,6 +159,7 @@ _UNDO: dict[type[plan.Op], Callable[[Any, Remains], None]] = {
     plan.MoveLink: _move_link,
     plan.MakeCgroup: _cgroup,
     plan.DedicateCpus: _dedicated_cpus,
+    plan.JoinPool: _pool,
     plan.Machine: machine.forget,
 }
 

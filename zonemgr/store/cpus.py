@@ -1,4 +1,4 @@
-"""Which CPUs of the host belong to which zone alone (``dedicated-cpu``).
+"""Which CPUs of the host belong to which zone alone (``dedicated-cpu``), and which a zone shares with its ``pool``.
 
 One file for the whole host whatever the instance, because CPUs are the host's.  An entry lives as long as its zone has
 control groups, or gives it back: a reboot keeps the same CPUs, a halt frees them, and what a killed program left behind
@@ -23,11 +23,16 @@ REGISTRY: Final = Path("/run/zonemgr/cpus.json")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One zone's CPUs; ``base`` is the folder of its instance in each hierarchy."""
+    """One zone's CPUs; ``base`` is the folder of its instance in each hierarchy.  ``pool``: not for itself alone."""
 
     base: str
     zonename: str
     ids: str
+    pool: bool = False
+
+    @property
+    def zone(self) -> tuple[str, str]:
+        return self.base, self.zonename
 
     @property
     def numbers(self) -> cpus.CPUS:
@@ -54,7 +59,7 @@ class Registry:
 
     def dedicated(self, but: tuple[str, str] | None = None) -> cpus.CPUS:
         """All CPUs that some zone has for itself, one zone (base, name) left out."""
-        every = (share.numbers for share in self.shares() if (share.base, share.zonename) != but)
+        every = (share.numbers for share in self.shares() if not share.pool and share.zone != but)
         return frozenset().union(*every)
 
     def allocate(self, base: str, zonename: str, pick: Callable[[cpus.CPUS], cpus.CPUS]) -> cpus.CPUS:
@@ -64,13 +69,19 @@ class Registry:
         """
         with self.lock():
             shares = self.shares()
-            others = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
-            free = cpus.online() - frozenset().union(*(share.numbers for share in others))
+            others = [share for share in shares if share.zone != (base, zonename)]
+            free = cpus.online() - frozenset().union(*(share.numbers for share in others if not share.pool))
             chosen = pick(free)
             if not free - chosen:
                 raise ValueError(message("no CPU would be left for the host and its other zones"))
             self._write([*others, Share(base, zonename, cpus.spell(chosen))])
         return chosen
+
+    def join(self, base: str, zonename: str, ids: cpus.CPUS) -> None:
+        """The zone shares these CPUs with others, and has none for itself."""
+        with self.lock():
+            others = [share for share in self.shares() if share.zone != (base, zonename)]
+            self._write([*others, Share(base, zonename, cpus.spell(ids), pool=True)])
 
     def release(self, base: str, zonename: str) -> bool:
         """Give the zone's CPUs back.  False when it had none."""
@@ -78,7 +89,7 @@ class Registry:
             return False
         with self.lock():
             shares = self.shares()
-            kept = [share for share in shares if (share.base, share.zonename) != (base, zonename)]
+            kept = [share for share in shares if share.zone != (base, zonename)]
             if kept:
                 self._write(kept)
             else:
@@ -87,8 +98,15 @@ class Registry:
 
     def of(self, base: str, zonename: str) -> cpus.CPUS:
         """The CPUs that the zone has; empty when it has none for itself."""
-        mine = (share.numbers for share in self.shares() if (share.base, share.zonename) == (base, zonename))
-        return frozenset().union(*mine)
+        return self._of(base, zonename, pool=False)
+
+    def pool_of(self, base: str, zonename: str) -> cpus.CPUS:
+        """The CPUs of the zone's pool; empty when it is in none."""
+        return self._of(base, zonename, pool=True)
+
+    def _of(self, base: str, zonename: str, *, pool: bool) -> cpus.CPUS:
+        found = (share for share in self.shares() if share.zone == (base, zonename) and share.pool is pool)
+        return frozenset().union(*(share.numbers for share in found))
 
     def lock(self) -> FileLock:
         """For whoever acts on what the registry says: what another one changes meanwhile must not be undone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from zonemgr.errors import ConfigError
@@ -46,6 +46,7 @@ class Settings:
     default_brand: str = "native"
     launcher_idle_s: int = 600  # the launcher leaves when nobody has come for so long; 0: none is started
     default_max_lwps: int | None = None  # of a zone that names neither max-lwps nor max-processes
+    pools: Mapping[str, str] = field(default_factory=dict)  # the CPUs that the zones of a pool share
 
 
 CHECKS: Final[Mapping[str, Check]] = {
@@ -64,6 +65,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "default-brand": checks.brand_name,
     "launcher-idle-s": checks.number_from(0, 7 * 86400),
     "default-max-lwps": checks.number_from(100),
+    "pools": checks.cpu_pools,
 }
 
 

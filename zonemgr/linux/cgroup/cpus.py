@@ -96,16 +96,22 @@ def dissolve(folders: list[Path], shared: CPUS) -> None:
             continue
 
 
-def keep_off(hierarchy: Hierarchy, base: str, zonename: str, dedicated: CPUS) -> None:
-    """Hold one zone of the instance to the CPUs that no zone has for itself.  A zone that is gone is passed over."""
+def shared(every: CPUS, dedicated: CPUS, pool: CPUS) -> CPUS:
+    """Where a zone without CPUs of its own may run: on its pool's (empty: it is in none), as long as one is left."""
+    return (every & pool) - dedicated or every - dedicated
+
+
+def keep_off(hierarchy: Hierarchy, base: str, zonename: str, dedicated: CPUS, pool: CPUS = frozenset()) -> None:
+    """Hold one zone of the instance to the CPUs of its pool that no zone has for itself.  A zone that is gone is passed
+    over."""
     mount = _cpuset_root(hierarchy)
     try:
         if mount is not None:
-            write_file(mount / base / zonename / "cpuset.cpus", spell(_root_cpus(mount) - dedicated))
+            write_file(mount / base / zonename / "cpuset.cpus", spell(shared(_root_cpus(mount), dedicated, pool)))
             return
         path = hierarchy.unified() / base / zonename / "payload" / "cpuset.cpus"
-        if path.exists() and dedicated:
-            write_file(path, spell(online() - dedicated))
+        if path.exists() and (dedicated or pool):
+            write_file(path, spell(shared(online(), dedicated, pool)))
         elif path.exists():
             lift(path)
     except (FileNotFoundError, NotADirectoryError):
