@@ -382,6 +382,38 @@ def other_version(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
+def test_one_takes_the_place_of_a_socket_that_a_killed_one_has_left(launched: Instance) -> None:
+    os.kill(launched.launcher_pid(), signal.SIGKILL)
+    until(lambda: not launched.launcher_pid(), "its end")
+    launched.start_launcher()
+    until(lambda: launched.run("list", check=False).returncode == 0, "an answer")
+    pid = launched.launcher_pid()
+    launched.run("list")
+    assert pid and launched.launcher_pid() == pid
+
+
+@pytest.mark.parametrize("moment", ["before it starts", "while it gets warm", "when it serves"])
+def test_a_socket_that_systemd_listens_at_is_left_alone(instance: Instance, moment: str) -> None:
+    """systemd puts it in the place of whatever is there, and starts a launcher when somebody knocks."""
+    path = instance.layout.run / launch.NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if moment == "while it gets warm":
+        instance.start_launcher()
+    elif moment == "when it serves":
+        instance.warm()
+        instance.switch = "no"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        mine = path.stat().st_ino
+        listener.listen()
+        if moment == "before it starts":
+            instance.start_launcher()
+        until(lambda: not instance.launcher_pid(), "the launcher's end")
+        assert path.exists() and path.stat().st_ino == mine
+    path.unlink()
+
+
 def test_another_installation_works_by_itself_and_a_new_version_is_taken_up(
     launched: Instance, other_version: Path, new_instance: NewInstance
 ) -> None:

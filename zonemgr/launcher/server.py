@@ -43,6 +43,7 @@ SPARE_GONE_S: Final = 2.0  # for a spare that is not needed any more to be gone
 FORKS_MAX: Final = 512  # at once; callers beyond them do without
 _LULL_MS: Final = 50  # nobody has come for so long while others were at work
 _SPARED: Final = (Place.LAUNCHER, Place.SUPERVISORS)
+_EARLY: Final = launch.NAME + ".new"  # the socket's name until it is complete
 _CREDENTIALS: Final = 12
 _SYSTEMD_FD: Final = 3
 # Loaded by hand or on demand: test support, the programs themselves, and what only draws on a terminal.
@@ -103,7 +104,7 @@ def _main(layout: Layout) -> int:
     given = _given_listener()
     make_directory(layout.run)
     lock = FileLock(layout.run / LOCK)
-    if not _is_the_only_one(lock, given):
+    if not _is_the_only_one(lock, given) or (given is None and _is_listened_at(layout)):
         return int(Exit.OK)
     idle_s = settings.load(layout).launcher_idle_s
     process.reset_signals()
@@ -136,6 +137,25 @@ def _is_the_only_one(lock: FileLock, given: socket.socket | None) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)  # flock has no deadline
+    return True
+
+
+def _is_listened_at(layout: Layout) -> bool:
+    """Whether somebody listens at the instance's socket, which without a launcher can only be systemd: its own launcher
+    is started by our knocking.
+    """
+    caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder_fd = os.open(layout.run, os.O_PATH | os.O_CLOEXEC)
+    try:
+        caller.setblocking(False)
+        caller.connect(f"/proc/self/fd/{folder_fd}/{launch.NAME}")
+    except BlockingIOError:
+        return True  # so many have knocked already
+    except OSError:
+        return False  # nothing there, or what a killed one has left
+    finally:
+        os.close(folder_fd)
+        caller.close()
     return True
 
 
@@ -197,7 +217,7 @@ class Launcher:
         mine, manners = likeness.own()
         package = os.path.dirname(os.path.abspath(zonemgr.__file__))
         self.home = fork.Home(layout, launch.identity(package), mine, manners, detect())
-        self._withdraw()
+        self.place: tuple[int, int] | None = None  # our own socket's device and inode
         self.folder = inotify.Inotify(layout.run, inotify.DELETE)
         self.listener = given or self._listen()
         self.wake_fd = self._hear_of_children()
@@ -205,18 +225,45 @@ class Launcher:
     def _listen(self) -> socket.socket:
         """The socket appears when we are warm, and not before: nobody waits for us."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        early = self.layout.run / _EARLY
+        early.unlink(missing_ok=True)
         folder_fd = os.open(self.layout.run, os.O_PATH | os.O_CLOEXEC)
         mask = os.umask(0o177)
-        listener.bind(f"/proc/self/fd/{folder_fd}/{launch.NAME}")
+        listener.bind(f"/proc/self/fd/{folder_fd}/{_EARLY}")
         os.umask(mask)
         os.close(folder_fd)
         listener.listen(128)
         listener.setblocking(False)
+        self.place = _place(early.lstat())
+        try:
+            self._take_the_place(early)
+        finally:
+            early.unlink()
         return listener
 
+    def _take_the_place(self, early: Path) -> None:
+        """In place of what a killed one has left.  systemd may have begun to listen there while we were getting warm:
+        then we are not needed.
+        """
+        path = self.layout.run / launch.NAME
+        while True:
+            try:
+                return path.hardlink_to(early)
+            except FileExistsError:
+                if _is_listened_at(self.layout):
+                    raise SystemExit(int(Exit.OK)) from None
+                path.unlink(missing_ok=True)
+
     def _withdraw(self) -> None:
-        if self.given is None:
+        """Remove our own socket, and none that has taken its place."""
+        if self._is_in_place():
             (self.layout.run / launch.NAME).unlink(missing_ok=True)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self.place == _place((self.layout.run / launch.NAME).lstat())
+        except FileNotFoundError:
+            return False
 
     def _hear_of_children(self) -> int:
         wake_fd, signal_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -263,7 +310,8 @@ class Launcher:
 
     def _is_cut_off(self) -> bool:
         """Somebody has removed the socket, with the folder of an instance that is over: nobody can come any more."""
-        return any(event.name == launch.NAME for event in self.folder.read())
+        removed = any(event.name == launch.NAME for event in self.folder.read())
+        return removed and not self._is_in_place()  # that of a killed one has gone too
 
     def _accept(self) -> None:
         try:
@@ -382,6 +430,10 @@ class Launcher:
             os._exit(int(Exit.OK))  # systemd starts us again
         words = start.program("zonemgr.launcher", "--root", str(self.layout.root))
         os.execv(words[0], words)
+
+
+def _place(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _handle(pid: int) -> int | None:
