@@ -15,11 +15,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from zonemgr.errors import PlatformError, message
-from zonemgr.linux import nft, traffic
+from zonemgr.linux import nfnetlink, nft, traffic
 from zonemgr.model import filtertrace, network, plan
 from zonemgr.platform.stage import Stage
 from zonemgr.store import hostledger
@@ -132,6 +133,35 @@ def removals(op: plan.Op, name: str) -> list[str]:
         case _:
             raise AssertionError(op.kind)
     return [f"{verb} element {element}" for element in elements for verb in ("add", "delete")]
+
+
+def remains(op: plan.Op, name: str) -> list[nfnetlink.Chain | nfnetlink.Element]:
+    """What is there of a filter op that was done."""
+    match op:
+        case plan.Guard():
+            element = nfnetlink.Element(nfnetlink.BRIDGE, name, "links", nfnetlink.link_key(op.link))
+            return [element, nfnetlink.Chain(nfnetlink.BRIDGE, name, _chain(op))]
+        case plan.Translate():
+            packed = map(_packed, op.addresses)
+            return [
+                nfnetlink.Element(nfnetlink.INET, name, f"inside{4 if len(key) == 4 else 6}", key) for key in packed
+            ]
+        case plan.Forward():
+            return [nfnetlink.Element(nfnetlink.INET, name, *_forward_key(op, target)) for target in op.to]
+    raise AssertionError(op.kind)
+
+
+def _forward_key(op: plan.Forward, target: str) -> tuple[str, bytes]:
+    """The map that has the forward to this target, and the key there."""
+    protocol = bytes([getattr(socket, f"IPPROTO_{op.protocol.upper()}")])
+    at = [_packed(op.address)] if op.address else []
+    place = "-at" if op.address else ""
+    key = nfnetlink.key(protocol, *at, op.port.to_bytes(2, "big"))
+    return f"forward{place}{6 if network.is_v6(target) else 4}", key
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if network.is_v6(address) else socket.AF_INET, address)
 
 
 def _chain(op: plan.Guard) -> str:
@@ -367,10 +397,13 @@ def undo(op: plan.Op, suffix: str) -> None:
 
 
 def start_undo(ops: Sequence[plan.Op], suffix: str) -> Callable[[], None]:
-    """Begin to undo filter ops, in one batch; what is returned waits for its end, and raises what it met."""
-    if not ops or nft.program() is None:
-        return lambda: None
+    """Begin to undo filter ops, in one batch; what is returned waits for its end, and raises what it met.
+
+    What is there as it was made goes at once; nft(8) finds out what is there of the rest.
+    """
     name = table(suffix)
+    if not ops or nft.program() is None or nfnetlink.remove([thing for op in ops for thing in remains(op, name)]):
+        return lambda: None
     batch = nft.Batch("\n".join(line for op in ops for line in removals(op, name)) + "\n")
 
     def finish() -> None:
@@ -385,11 +418,8 @@ def start_undo(ops: Sequence[plan.Op], suffix: str) -> Callable[[], None]:
 
 def exists(name: str) -> bool:
     """Whether both tables are there."""
-    try:
-        nft.run(f"list table bridge {name}\nlist table inet {name}\n")
-    except nft.Refusal:
-        return False
-    return True
+    tables = [item["table"] for item in nft.listing("tables") if "table" in item]
+    return {"bridge", "inet"} <= {table["family"] for table in tables if table["name"] == name}
 
 
 # -- rules in chains of others ----------------------------------------------------------------------------------

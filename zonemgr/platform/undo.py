@@ -8,6 +8,7 @@ undone stays in the ledger.  Mounts need no undo: they live in M0 and go with it
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,11 +80,19 @@ def _veth(op: plan.Veth, remains: Remains) -> None:
 def _vanishes(name: str) -> bool:
     """Whether a link is gone, or goes by itself at once."""
     deadline = time.monotonic() + LINK_VANISHES_S
-    while netlink.link_exists(name) or os.path.exists(f"/sys/class/net/{name}"):
+    while _has_index(name):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.001)
     return True
+
+
+def _has_index(name: str) -> bool:
+    """Asked without netlink, which would wait for the kernel to have tidied up."""
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
 
 
 def _macvlan(op: plan.Macvlan, remains: Remains) -> None:
