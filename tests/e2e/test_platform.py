@@ -187,8 +187,8 @@ def test_privileges(instance: Instance) -> None:
 def test_what_has_no_effect_is_refused_or_said(instance: Instance) -> None:
     """A setting that nothing acts on must not pass in silence."""
     instance.configured()
-    done = instance.run("config", "web", "set", "pool=fast", check=False)
-    assert "pool" in done.stderr
+    done = instance.run("config", "web", "add", "dedicated-cpu", "ncpus=1", "importance=5", check=False)
+    assert "importance" in done.stderr
 
 
 def test_boot_arguments_and_autoboot_are_kept(instance: Instance) -> None:

@@ -262,6 +262,7 @@ def test_the_zones_of_a_pool_share_its_cpus(instance: Instance) -> None:
     assert not registry.REGISTRY.exists() or instance.suffix not in registry.REGISTRY.read_text()
 
 
+@pytest.mark.requires("cpus")
 def test_a_pool_that_is_not_there_is_a_warning(instance: Instance) -> None:
     """And one whose CPUs the host lacks: the zone has those that all have."""
     every = set(cpus.online())

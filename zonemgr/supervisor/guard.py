@@ -13,8 +13,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from zonemgr.linux import process
+
+_GONE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Guard:
     def dismiss(self) -> None:
         """The reboot is over.  Killed before the pipe ends, it takes that for nothing else."""
         process.pidfd_signal(self.pid_fd, signal.SIGKILL)
+        process.wait_pidfd(self.pid_fd, _GONE_S)  # it sits in our control group, which the last one takes with it
         os.close(self.pipe_fd)
         os.close(self.pid_fd)
 
