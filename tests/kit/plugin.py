@@ -78,6 +78,8 @@ def _group(item: pytest.Item) -> str:
     """The group of tests that one worker runs; empty for a test that may run anywhere."""
     if item.get_closest_marker("host"):
         return "host"  # two of them would see each other there
+    if any("cpus" in mark.args for mark in item.iter_markers("requires")):
+        return "cpus"  # each takes processors of the host for itself
     if item.get_closest_marker("long"):
         return ""
     definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - pytest has no other way

@@ -315,6 +315,7 @@ def test_a_living_zone_gets_cpus_of_its_own_and_gives_them_back(instance: Instan
     instance.run("halt", "other")
 
 
+@pytest.mark.requires("cpus")
 def test_cpus_that_are_not_there_are_refused_and_nothing_stays(instance: Instance) -> None:
     every = len(cpus.online())
     installed(instance, "web", f'[dedicated-cpu]\nncpus = "{every}"\n')
