@@ -19,8 +19,9 @@ from typing import Final
 from zonemgr.errors import PlatformError
 from zonemgr.linux import process
 
-# There from the host's start on, where systemd runs and machined is installed (it is started when it is asked).
+# There from the host's start on, where machined is installed (it is started when it is asked).
 FOLDER: Final = "/run/systemd/machines"
+_BOOTED: Final = "/run/systemd/system"  # sd_booted(3): a package may have made the other one on a host without systemd
 _DEADLINE_S: Final = 40.0
 _BUSCTL: Final = ("busctl", "--quiet", "--timeout=30", "--", "call")
 _MANAGER: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
@@ -33,8 +34,8 @@ class Refusal(PlatformError):
 
 
 def is_there() -> bool:
-    """Whether this host has machined."""
-    return os.path.exists(FOLDER)
+    """Whether this host runs systemd, and has machined."""
+    return os.path.isdir(_BOOTED) and os.path.exists(FOLDER)
 
 
 def unit_name(zonename: str) -> str:
