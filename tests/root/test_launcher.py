@@ -21,6 +21,9 @@ from tests.kit.instance import CHECKOUT, Instance
 from tests.kit.plugin import NewInstance
 from tests.kit.processes import Started
 from tests.kit.waiting import until
+from zonemgr.cli import main
+from zonemgr.errors import NoSuchZoneError
+from zonemgr.supervisor import program
 from zonemgr.wire import launch
 
 pytestmark = [pytest.mark.requires("root", "userns", "mount", "net", "cgroup"), pytest.mark.cold]
@@ -459,3 +462,15 @@ def test_a_unit_hears_from_its_own_process(launched: Instance, tmp_path: Path) -
     launched.run("halt", "web")
     assert staying.wait(60) == 0
     staying.communicate()
+
+
+def test_what_warms_a_spare_goes_all_the_way_to_a_zone_that_is_not_there(
+    launched: Instance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves nothing there."""
+    before = sorted(launched.layout.run.rglob("*"))
+    main.warm_up(str(launched.root), "nobody")
+    assert capsys.readouterr().err == "zonemgr: nobody: No such zone configured\n"
+    with pytest.raises(NoSuchZoneError):
+        program.warm_up(launched.layout, "nobody")
+    assert sorted(launched.layout.run.rglob("*")) == before

@@ -171,18 +171,18 @@ INSIDE = """
 set -e
 cd /sys/fs/cgroup
 cat cgroup.controllers
-mkdir init work
+mkdir init inner
 for pid in $(cat cgroup.procs); do echo $pid >init/cgroup.procs 2>/dev/null || true; done
 for name in $(cat cgroup.controllers); do echo +$name >cgroup.subtree_control; done
 cat cgroup.subtree_control
-echo 3 >work/pids.max
-echo 24M >work/memory.max
-echo "20000 100000" >work/cpu.max
-cat work/pids.max work/memory.max work/cpu.max
+echo 3 >inner/pids.max
+echo 24M >inner/memory.max
+echo "20000 100000" >inner/cpu.max
+cat inner/pids.max inner/memory.max inner/cpu.max
 """
-IN_WORK = """
+IN_INNER = """
 import os
-open("/sys/fs/cgroup/work/cgroup.procs", "w").write("0")
+open("/sys/fs/cgroup/inner/cgroup.procs", "w").write("0")
 made = 0
 try:
     while made < 10:
@@ -191,7 +191,7 @@ try:
         made += 1
 except BlockingIOError:
     print(made, open("/proc/self/cgroup").read().strip(), flush=True)
-open("/sys/fs/cgroup/work/cgroup.kill", "w").write("1")
+open("/sys/fs/cgroup/inner/cgroup.kill", "w").write("1")
 """
 
 
@@ -202,9 +202,9 @@ def test_a_guest_hands_its_controllers_on_and_its_zone_goes_on_as_before(instanc
     first, second, *values = instance.login("web", "sh", "-c", INSIDE).splitlines()
     assert set(first.split()) == set(second.split()) >= {"memory", "pids", "cpu", "io", "cpuset", "hugetlb"}
     assert values == ["3", str(24 * MIB), "20000 100000"]
-    assert instance.login("web", "python3", "-c", IN_WORK, check=137).split() == ["2", "0::/work"]
+    assert instance.login("web", "python3", "-c", IN_INNER, check=137).split() == ["2", "0::/inner"]
     folder = group(instance).part_path(Part.PAYLOAD)
-    assert (folder / "work/pids.max").stat().st_uid != 0 == (folder / "pids.max").stat().st_uid
+    assert (folder / "inner/pids.max").stat().st_uid != 0 == (folder / "pids.max").stat().st_uid
 
     configured(instance, "set max-lwps=120")
     instance.run("apply", "web")
@@ -214,7 +214,7 @@ def test_a_guest_hands_its_controllers_on_and_its_zone_goes_on_as_before(instanc
     assert used(instance)["oom-kills"] == 1
     instance.run("reboot", "web")
     assert held(instance, "cgroup.subtree_control", "pids.max") == ["", "120"]
-    assert not (folder / "work").exists()
+    assert not (folder / "inner").exists()
     instance.login("web", "sh", "-c", INSIDE)
     instance.run("halt", "web")
     assert not folder.exists()

@@ -318,9 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(program, sys.argv[1:] if arguments is None else arguments, Session())
 
 
-def warm_up(root: str) -> None:
-    """Go the way of a command to a zone that is not there.  Raises ZoneError."""
-    words = ["--root", root, "login", "x" * 63, "--", "true"]
+def warm_up(root: str, zonename: str) -> None:
+    """Go the way of a command to a zone that is not there, to where standard error is told so."""
+    words = ["--root", root, "login", zonename, "--", "true"]
     program.main(words, prog_name=program.name, obj=Session(), standalone_mode=False)
 
 

@@ -149,6 +149,7 @@ def _speaks_utf_8(environment: Mapping[bytes, bytes]) -> bool:
 
 def warm_up(home: Home, place: Place) -> None:
     """Do what any work would begin with, for a zone that is not there: what was touched once is not copied again."""
+    nobody = "no-" + os.urandom(16).hex()
     folder_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         likeness.of(folder_fd)
@@ -158,13 +159,13 @@ def warm_up(home: Home, place: Place) -> None:
         if place is Place.SUPERVISORS:
             from zonemgr.supervisor import program
 
-            program.warm_up(home.layout)
+            program.warm_up(home.layout, nobody)
         else:
             from zonemgr.cli import main
 
-            main.warm_up(str(home.layout.root))
-    except ZoneError:
-        pass  # as expected
+            main.warm_up(str(home.layout.root), nobody)
+    except (ZoneError, OSError):
+        pass  # as expected; and what is wrong with the instance is told to whoever asks for something
 
 
 # -- a supervisor -----------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def unified_path(cgroups: str) -> str:
 
 
 def take_over(pid: int, theirs: Manners, mine: Manners, hierarchy: Hierarchy) -> None:
-    """Make this process, a fork that sits in the caller's place on cgroup2 already, as the caller is.
+    """Make this process as the caller is, but for its place on cgroup2.
 
     Raises Unlike when something cannot be given.
     """

@@ -335,7 +335,9 @@ class Launcher:
             connection.close()
 
     def _fork(self, connection: socket.socket, peer_pid: int) -> None:
-        """A run into the caller's cgroup, for what it uses is the caller's; a supervisor into its own at once."""
+        """By a spare, or a fork: of a run into the caller's cgroup, for what it uses is the caller's; of a supervisor
+        into its own at once.
+        """
         supervisor = launch.wants_supervisor(connection)
         ready = self.spares.pop(Place.SUPERVISORS if supervisor else Place.LAUNCHER, None)
         pid = ready.pid if ready is not None and ready.give(connection) else 0

@@ -71,7 +71,6 @@ def remove(things: Sequence[Chain | Element]) -> bool:
         connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
     except OSError:
         return False  # this kernel has none
-    _OPEN.append(connection)
     connection.settimeout(_ANSWER_S)
     messages = [message for thing in things for message in _messages(thing)]
     begin = _message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NFTABLES)
@@ -82,9 +81,14 @@ def remove(things: Sequence[Chain | Element]) -> bool:
     )
     try:
         connection.send(b"".join([begin, *numbered, end]))
-        return _all_done(connection, len(messages))
+        done = _all_done(connection, len(messages))
     except OSError:
-        return False
+        done = False
+    if done:
+        _OPEN.append(connection)
+    else:
+        connection.close()
+    return done
 
 
 def _messages(thing: Chain | Element) -> Iterable[tuple[int, int, bytes]]:

@@ -160,9 +160,9 @@ def serve(
         return int(Exit.ERROR)
 
 
-def warm_up(layout: Layout) -> None:
-    """Begin as the supervisor of a zone that is not there.  Raises ZoneError."""
-    _check(layout, "x" * 63)
+def warm_up(layout: Layout, zonename: str) -> None:
+    """Begin as the supervisor of a zone that is not there.  Raises NoSuchZoneError."""
+    _check(layout, zonename)
 
 
 def _seal(layout: Layout, zonename: str, starter: Starter) -> None:
