@@ -279,6 +279,26 @@ def test_a_pool_that_is_not_there_is_a_warning(instance: Instance) -> None:
     assert "zonemgr.toml: line 1: pools must be a table of names and CPUs" in refused
 
 
+def test_a_pool_that_is_not_there_is_told_before_the_boot(instance: Instance) -> None:
+    """As a warning where the zone is configured, since the settings may follow; ``verify`` fails."""
+    settings = instance.layout.settings
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(f'[pools]\nbatch = "{min(cpus.online())}"\nfar = "4000-4001"\n')
+    wrong = f"pool 'bath': [pools] in {settings} names no CPU for it that this host has (did you mean 'batch'?)"
+    assert f"WARNING: {wrong}" in instance.run("create", "web", "pool=bath").stderr
+    assert "WARNING: pool 'far': " in instance.run("config", "web", "set pool=far").stderr
+    refused = instance.run("verify", "web", check=1).stderr
+    assert f"pool 'far': [pools] in {settings} names no CPU for it that this host has\n" in refused
+    assert "zone web failed to verify" in refused
+    assert "WARNING: pool 'far': " in instance.run("install", "web").stderr
+    assert "pool" not in instance.run("config", "web", "set pool=batch").stderr
+    assert "pool" not in instance.run("verify", "web").stderr
+    folder = settings.parent / "declared"
+    folder.mkdir()
+    (folder / "web.toml").write_text(instance.layout.config("web").read_text().replace('"batch"', '"bath"'))
+    assert f"WARNING: {wrong}" in instance.run("apply", "-F", "-f", str(folder)).stderr
+
+
 @pytest.mark.requires("cpus")
 def test_a_pool_keeps_off_what_is_dedicated(instance: Instance) -> None:
     every = set(cpus.online())

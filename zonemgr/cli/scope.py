@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zonemgr.cli.output import Session
-from zonemgr.errors import ConfigError, StateError, UsageError
+from zonemgr.errors import ConfigError, StateError, UsageError, message
 from zonemgr.model import schema
 from zonemgr.model.checks import Refused
 from zonemgr.model.schema import Form, Property, Resource
@@ -59,11 +59,15 @@ def check_brand(layout: Layout, brand: str) -> None:
 
 
 def check_zone(session: Session, zone: Zone) -> None:
-    """The zone's brand is there and has nothing against the configuration.  Raises ZoneError."""
+    """The zone's brand is there and has nothing against the configuration.  Raises ZoneError.
+
+    What the host does not have for it yet is a warning.
+    """
     from zonemgr.brandkit import loader
     from zonemgr.brandkit.base import ZoneInfo
     from zonemgr.brandkit.verify import verify_configuration
     from zonemgr.store import settings
+    from zonemgr.store.verify import pool_faults
 
     layout = session.layout
     brand = loader.load(zone.brand, layout)
@@ -71,6 +75,8 @@ def check_zone(session: Session, zone: Zone) -> None:
     deadline_s = settings.load(layout).hook_s
     say = functools.partial(session.message, zonename=zone.zonename)
     verify_configuration(brand, info, deadline_s=deadline_s, say=say)
+    for text in pool_faults(layout, zone):
+        say(message("WARNING: {text}", text=text))
 
 
 @dataclass(slots=True)

@@ -56,10 +56,15 @@ def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say
         *_zonepath(layout, zone, entry, command, say),
         *_file_systems(zone),
         *(_addresses(layout, zone) if command in BRINGS_UP else ()),
+        *(pool_faults(layout, zone) if command == "verify" else ()),
     ]
     for text in errors:
         say(text)
-    warnings = (*_network_warnings(layout, zone, command), *_limit_warnings(zone, command))
+    warnings = (
+        *_network_warnings(layout, zone, command),
+        *_limit_warnings(zone, command),
+        *(pool_faults(layout, zone) if command in MAKES_ROOT else ()),  # a boot says so when it comes to it
+    )
     for text in warnings:
         say(message("WARNING: {text}", text=text))
     if errors:
@@ -282,6 +287,24 @@ def _limit_warnings(zone: Zone, command: str) -> Iterator[str]:
     for budget in (*budgets.users(), *budgets.processes(wanted)):
         if not budget.enough:
             yield str(budget)
+
+
+def pool_faults(layout: Layout, zone: Zone) -> Iterator[str]:
+    """A pool that would hold the zone to no CPU.  It may be named in the settings later, and the zone boots without."""
+    if zone.pool is None:
+        return
+    from zonemgr.linux.cgroup import cpus  # here, since most zones are in no pool
+
+    pools = settings.load(layout).pools
+    if cpus.parse(pools.get(zone.pool, "")) & cpus.online():
+        return
+    hint = "" if zone.pool in pools else schema.did_you_mean(zone.pool, pools)
+    yield message(
+        "pool '{pool}': [pools] in {file} names no CPU for it that this host has{hint}",
+        pool=zone.pool,
+        file=layout.settings,
+        hint=hint,
+    )
 
 
 def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]:
