@@ -14,6 +14,7 @@ from zonemgr.brandkit import base, contract, loader
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.errors import BrandError
 from zonemgr.model.brandspec import InitProgram
+from zonemgr.model.zone import Zone
 from zonemgr.store.paths import Layout
 
 GOOD = """
@@ -172,6 +173,38 @@ def test_a_brand_whose_neighbours_others_may_write_is_refused(layout: Layout, na
     with pytest.raises(BrandError, match=f"{place.name}: refused, since others than root may write it"):
         loader.load("tiny", layout)
     place.chmod(0o755)
+    assert loader.load("tiny", layout).name == "tiny"
+
+
+@pytest.mark.parametrize("name", ["code.py", "", "__pycache__", "__pycache__/code.cpython-311.pyc", "__init__.py"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.attack("code and files of others used by the host")
+def test_what_a_brand_imports_from_further_below_is_roots_alone(layout: Layout, name: str, late: bool) -> None:
+    """Whether it does so at once or in a hook."""
+    imports = "from .parts.more.inner import code"
+    hook = f"    def halt(self, zone):\n        {imports}\n"
+    path = _brand(layout, "tiny", f"{GOOD}\n{hook}{'' if late else imports}\n")
+    inner = path.parent / "parts/more/inner"
+    (inner / "__pycache__").mkdir(parents=True)
+    (inner / "code.py").write_text("")
+    place = inner / name
+    if not place.exists():
+        place.write_text("")
+    place.chmod(0o777)
+    with pytest.raises(BrandError, match=f"{place.name}.*: refused, since others than root may write"):
+        loader.load("tiny", layout).halt(ZoneInfo.of(Zone("web", "/zones/web"), str(layout.root)))
+    place.chmod(0o755)
+    if place.suffix != ".pyc":
+        assert loader.load("tiny", layout).halt(ZoneInfo.of(Zone("web", "/zones/web"), str(layout.root))) is None
+
+
+def test_data_of_a_brand_may_be_of_any_mode(layout: Layout) -> None:
+    """It is not walked through either."""
+    path = _brand(layout, "tiny", GOOD)
+    tree = path.parent / "data/root/tmp"
+    tree.mkdir(parents=True)
+    tree.chmod(0o1777)
+    (tree / "x.py").write_text("")
     assert loader.load("tiny", layout).name == "tiny"
 
 

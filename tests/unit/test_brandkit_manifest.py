@@ -118,6 +118,19 @@ def test_a_program_that_others_may_write_is_refused(layout: Layout, make: Make) 
         loader.load("tiny", layout)
 
 
+@pytest.mark.parametrize("name", ["hooks/lib/deep/common.sh", "bin/deep/boot", "bin/deep/ready.sh", "bin/deep"])
+@pytest.mark.attack("code and files of others used by the host")
+def test_what_programs_share_and_those_elsewhere_are_roots_alone(layout: Layout, make: Make, name: str) -> None:
+    hooks = '[hooks]\nboot = ["{data}/bin/deep/boot"]\npre_statechange = ["/bin/sh", "{data}/bin/deep/ready.sh"]\n'
+    files = ("hooks/lib/deep/common.sh", "bin/deep/boot", "bin/deep/ready.sh")
+    folder = make("tiny", {"brand.toml": TINY + hooks, **dict.fromkeys(files, SHOW)})
+    (folder / "hooks/.#boot").symlink_to("somebody@host.1234")  # an editor's
+    assert loader.load("tiny", layout).name == "tiny"
+    (folder / name).chmod(0o777)
+    with pytest.raises(BrandError, match=f"{name}.*: refused, since others than root may write"):
+        loader.load("tiny", layout)
+
+
 def test_a_program_is_told_names_and_numbers(layout: Layout, make: Make) -> None:
     folder = make("tiny", {"brand.toml": TINY, "hooks/pre_statechange": SHOW})
     brand = loader.load("tiny", layout)

@@ -23,7 +23,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import zonemgr
-from zonemgr.brandkit import contract, trust
+from zonemgr.brandkit import contract, neighbours, trust
 from zonemgr.brandkit.base import Brand
 from zonemgr.errors import BrandError
 from zonemgr.model import checks
@@ -202,28 +202,31 @@ def _load_folder(folder: Path, source: str, layout: Layout, below: tuple[str, ..
         raise BrandError(
             "{path}: the folder's name is the brand's: brand {why}", path=path, why=refused
         ) from None
-    if source == DROP_IN:
-        _check_owner(path, layout.host.root)
+    root = layout.host.root if source == DROP_IN else None
+    if root is not None:
+        _check_owner(path, root)
     if path.name == MANIFEST:
         from zonemgr.brandkit import manifest  # not at the top: it loads the TOML parser
 
-        return _make(manifest.read(path), folder, path, layout, (*below, str(folder)))
-    module = _execute(path)
+        return _make(manifest.read(path, root), folder, path, layout, (*below, str(folder)))
+    module = _execute(path, root)
     return _make(_only_brand(module, path), folder, path, layout, (*below, str(folder)))
 
 
 def _check_owner(path: Path, root: Path) -> None:
     """Hooks run as root, so nobody else may be able to write them, or what they import, or put others there."""
     for place in (path.parent, *_what_runs(path)):
-        trust.check(place, root)
+        trust.check_found(place, root)  # an editor leaves links that lead nowhere
 
 
 def _what_runs(path: Path) -> Iterator[Path]:
-    """The file itself, a manifest's programs, a module's neighbours and what Python has compiled of them."""
+    """The file itself, a manifest's programs and what they share, a module's neighbours and what Python has compiled of
+    them.  What the module imports from further below is looked at when it does (``neighbours``).
+    """
     yield path
     if path.name == MANIFEST:
-        hooks = path.parent / HOOKS_FOLDER
-        yield from (hooks, *hooks.iterdir()) if hooks.is_dir() else ()
+        for folder, folders, names in os.walk(path.parent / HOOKS_FOLDER):
+            yield from (Path(folder), *(Path(folder, name) for name in (*folders, *names)))
         return
     for place in path.parent.iterdir():
         if place.is_dir():
@@ -233,8 +236,10 @@ def _what_runs(path: Path) -> Iterator[Path]:
             yield place
 
 
-def _execute(path: Path) -> ModuleType:
-    """Run ``brand.py`` under a private module name.  Loaded once per content of the path."""
+def _execute(path: Path, root: Path | None = None) -> ModuleType:
+    """Run ``brand.py`` under a private module name.  Loaded once per content of the path.  ``root`` is that of the
+    instance whose administrator put it there; None when it is ours.
+    """
     name = f"{MODULE_PREFIX}{path.parent.name.replace('-', '_')}_{zlib.crc32(os.fsencode(path)):08x}"
     stamp = _stamp(path)
     loaded = sys.modules.get(name)
@@ -247,8 +252,13 @@ def _execute(path: Path) -> ModuleType:
     module.__spec__, module.__loader__, module.__package__ = spec, loader, name
     module.__file__, module.__path__ = str(path), [str(path.parent)]
     sys.modules[name] = module  # relative imports and dataclasses look it up there
+    if root is not None:
+        neighbours.watch(path.parent, root)
     try:
         loader.exec_module(module)
+    except BrandError:
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit, GeneratorExit) as error:
         del sys.modules[name]
         raise BrandError("{place}: {error}", place=_place(path, error), error=one_line(error)) from error

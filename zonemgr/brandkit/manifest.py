@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zonemgr.brandkit import contract
+from zonemgr.brandkit import contract, trust
 from zonemgr.brandkit.base import HOOKS, Brand, ZoneInfo
 from zonemgr.brandkit.loader import HOOKS_FOLDER
 from zonemgr.errors import BrandError
@@ -168,8 +168,10 @@ def _method(program: _Program) -> Callable[..., None]:
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> type[Brand]:
-    """The class that a ``brand.toml`` describes; its values are checked by ``contract``.  Raises BrandError."""
+def read(path: Path, root: Path | None = None) -> type[Brand]:
+    """The class that a ``brand.toml`` describes; its values are checked by ``contract``.  ``root`` is that of the
+    instance whose administrator put it there; None when it is ours.  Raises BrandError.
+    """
     table = _table(path)
     for key in table:
         if key not in contract.CHECKS and key not in _OWN_KEYS:
@@ -179,6 +181,9 @@ def read(path: Path) -> type[Brand]:
     if not isinstance(numbers, bool):
         raise BrandError("{path}: numbers is neither true nor false", path=path)
     programs = dict(_programs(path, table.pop("hooks", {})))
+    if root is not None:
+        for words in programs.values():
+            _check_words(words, path.parent, root)
     try:
         declared = {key: _value(key, value) for key, value in table.items()}
     except (TypeError, ValueError) as error:
@@ -212,6 +217,13 @@ def _programs(path: Path, named: object) -> Iterator[tuple[str, tuple[str, ...]]
     for name, words in named.items():
         _check_hook(name, path)
         yield name, _words(path, name, words)
+
+
+def _check_words(words: tuple[str, ...], folder: Path, root: Path) -> None:
+    """The program is root's alone, and what of the brand's folder it is given: a script, for one."""
+    for at, word in enumerate(words):
+        if not at or word.startswith("{data}/"):
+            trust.check_found(Path(_fill(word, {"data": str(folder)})), root)
 
 
 def _words(path: Path, hook: str, words: object) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ all that root does there has no less to lose by its brands.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def check(path: Path, root: Path = Path("/")) -> None:
             path=path,
             place=place,
         )
+
+
+def check_found(path: Path, root: Path = Path("/")) -> None:
+    """As ``check``, for what need not be there: as far as the way to it goes."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        check(path, root)
 
 
 def _is_kept(place: Path, mode: int, root: Path) -> bool:
