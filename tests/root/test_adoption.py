@@ -16,10 +16,12 @@ from tests.kit.brands import Traced
 from tests.kit.console import Console
 from tests.kit.instance import Instance
 from tests.kit.waiting import until
+from zonemgr.linux.cgroup import detect
 from zonemgr.model.states import Command
 from zonemgr.store import instance as instances
 from zonemgr.store.observe import state_of
-from zonemgr.wire import varlink
+from zonemgr.supervisor import guard
+from zonemgr.wire import start, varlink
 from zonemgr.wire.client import Client, LostReply
 
 pytestmark = pytest.mark.requires("root", "mount", "net", "cgroup")
@@ -180,6 +182,62 @@ def test_killed_in_a_transition_whose_caller_asks_no_more(
     wait_for(instance, "running" if verb == "reboot" else "installed")
     if verb != "reboot":
         instance.run("boot", "web")
+    works(instance)
+
+
+def _own(instance: Instance, name: str) -> list[int]:
+    """The processes of that name among the supervisors; none is started for it."""
+    folder = detect().unified() / f"zonemgr{instance.suffix}/_supervisors"
+    return [pid for pid in victims.members(folder) if processes.read(pid, "comm") == f"{name}\n"]
+
+
+def _order_reboot(instance: Instance, brand: Traced, gate: Path) -> None:
+    """By somebody who does not come back; its second half waits."""
+    brand.script({"boot": f"wait {gate}"})
+    brand.trace()
+    with start.connected(instance.layout, "web", "door", lambda _text: None) as client:
+        client.sendall(varlink.encode({"method": f"{varlink.ZONE}.Reboot"}))
+        until(lambda: _own(instance, "zone-guard"), "the guard of a reboot")
+
+
+def _kill_in_the_second_half(instance: Instance, brand: Traced) -> None:
+    """When nobody but a guard is there to go on."""
+    until(lambda: "boot" in brand.trace(), "the boot of a reboot")
+    (pid,) = _own(instance, "zone-supervisor")
+    victims.kill(pid)
+
+
+def test_a_reboot_goes_on_though_its_supervisors_are_killed(instance: Instance, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    brand = Traced(instance)
+    instance.running("web", "-b", brand.name)
+    before = victims.record(instance)
+    _order_reboot(instance, brand, gate)
+    for _ in range(3):
+        _kill_in_the_second_half(instance, brand)
+    brand.script()
+    until(lambda: _again(instance, before), "the next life of the zone")
+    works(instance)
+    until(lambda: not _own(instance, "zone-guard"), "the end of the guard")
+    assert not instance.layout.intent("web").exists()
+
+
+def test_a_reboot_that_ends_every_supervisor_waits_for_somebody(instance: Instance, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    brand = Traced(instance)
+    instance.running("web", "-b", brand.name)
+    _order_reboot(instance, brand, gate)
+    for _ in range(guard.SUCCESSORS_MAX):
+        _kill_in_the_second_half(instance, brand)
+    until(lambda: "boot" in brand.trace(), "the boot of a reboot")
+    assert not _own(instance, "zone-guard")
+    victims.kill(*_own(instance, "zone-supervisor"))
+    assert not victims.has_supervisor(instance)
+    brand.script()
+    door.state(instance)
+    wait_for(instance, "running")
     works(instance)
 
 

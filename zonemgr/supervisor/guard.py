@@ -1,10 +1,10 @@
 """Who finishes a reboot whose supervisor is killed in its middle, when there is no zsched to notice it.
 
 The guard is a fork of the supervisor that waits for one thing, the end of the supervisor, which it sees as the end of
-a pipe that nobody else holds.  Then it becomes the successor, who finds in the intent what to go on with.  It lives as
-long as the reboot's worker, holds neither lock nor door, and decides nothing: a supervisor that somebody else has
-started meanwhile has the lock, and the guard's leaves.  The successor posts none: what ends every supervisor must not
-start them for ever.
+a pipe that nobody else holds.  Then it becomes the successor, who finds in the intent what to go on with, and posts a
+guard of its own; a few times, since what ends every supervisor must not start them for ever.  It lives as long as the
+reboot, holds neither lock nor door, and decides nothing: a supervisor that somebody else has started meanwhile has the
+lock, and the guard's leaves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 
 from zonemgr.linux import process
 
+SUCCESSORS_MAX: Final = 5  # of one reboot; after them it goes on with the next command about the zone
 _GONE_S: Final = 1.0
 
 

@@ -39,6 +39,7 @@ class Request:
     confirm_s: float | None = None
     after: Request | None = None  # what to do next, when the recovery of an interrupted reboot is over
     failed: Request | None = None  # whose work this takes back; it is answered when that is done
+    killed: int | None = None  # of a boot that completes a reboot: so many supervisors were killed over that
 
     @property
     def locale(self) -> str | None:
@@ -52,8 +53,19 @@ class Request:
         return self.call is None
 
     @property
-    def intent(self) -> dict[str, str]:
+    def reboot(self) -> Request | None:
+        """The reboot that this is, or is a part of."""
+        whole = self.after or self
+        return whole if whole.command is Command.REBOOT or whole.killed is not None else None
+
+    @property
+    def intent(self) -> dict[str, Any]:
         """What a successor must know of the request under way."""
-        if self.command is None and self.after is not None:  # what is taken back was half of a reboot
-            return {"command": Command.REBOOT.value, "arguments": self.after.arguments}
+        whole = self.reboot
+        if whole is not None:
+            return {
+                "command": Command.REBOOT.value,
+                "arguments": whole.arguments,
+                "killed": whole.killed or 0,
+            }
         return {"command": self.command.value if self.command else "", "arguments": self.arguments}

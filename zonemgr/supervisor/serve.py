@@ -138,10 +138,12 @@ class Supervisor:
         pending = Ledger(self.layout.zone_run(self.zonename) / "ledger.jsonl").pending()
         again = None
         if intent.get("command") == Command.REBOOT.value:
-            again = Request(Command.BOOT, arguments=intent.get("arguments", ""))
+            arguments, killed = intent.get("arguments", ""), intent.get("killed", 0) + 1
+            again = Request(Command.BOOT, arguments=arguments, killed=killed)
         if instance is None and not pending:
             self._intent_path.unlink(missing_ok=True)
             if again is not None:  # it died between the two halves of a reboot
+                self._remember(again)
                 self.queue.append(again)
             return
         state = self._state()
@@ -159,6 +161,8 @@ class Supervisor:
                 )  # zsched is gone and init lives on
                 return
         self.asked = True
+        if again is not None:
+            self._remember(again)
         self.queue.append(Request(None, after=again))
 
     # -- changes of the living zone ---------------------------------------------------------------------------
@@ -243,6 +247,7 @@ class Supervisor:
         if wanted and self.current is not None and self.worker is not None:
             again, self.current.after = self.current.after, None
             if again is not None:  # what is being taken back stays down
+                self._forget()
                 with speaking(again.locale):
                     cancelled = message("{command} was cancelled by halt", command=Command.REBOOT.value)
                 self._finish(again, False, [*again.messages, cancelled])
@@ -289,6 +294,8 @@ class Supervisor:
                 self._finish(request, False, [error.text])
             except OSError as error:
                 self._finish(request, False, [str(error)])
+            if request.reboot is not None and self.worker is None:
+                self._forget()  # nothing has begun, nor will it
         if self.door is not None and self.worker is None and not self.queue:
             self.door.settled()
 
@@ -340,30 +347,29 @@ class Supervisor:
             confirm_s=request.confirm_s,
         )
         job = workers.procedure_job(cell.procedure) if cell else workers.recover
-        files.write_json(
-            self._intent_path,
-            request.intent,
-            durable=False,
-        )
+        self._remember(request)
         self.current, self.procedure = request, cell.procedure if cell else None
-        if request.command is Command.REBOOT:
-            self._post_guard()
         self.worker = workers.start(transition, job, self.lock.forget)
         self.loop.watch(self.worker.sock.fileno(), self._worker_ready)
         self.deadline = self.loop.after(limits.transition_s, self._overdue)
 
-    def _post_guard(self) -> None:
-        """Between the halves of a reboot there is no zsched that would start a successor."""
-        self._dismiss_guard()
+    def _remember(self, request: Request) -> None:
+        """For a successor.  Between the halves of a reboot there is no zsched that would start one: a guard does."""
+        files.write_json(self._intent_path, request.intent, durable=False)
+        reboot = request.reboot
+        if reboot is None or self.guard is not None or (reboot.killed or 0) >= guard.SUCCESSORS_MAX:
+            return
         try:
             self.guard = guard.post(self.zonename, successor_command(self.layout, self.zonename), self.lock.forget)
         except OSError as error:  # the reboot needs none
             log.error(str(error))
 
-    def _dismiss_guard(self) -> None:
+    def _forget(self) -> None:
+        """What was under way is over."""
         if self.guard is not None:
             self.guard.dismiss()
             self.guard = None
+        self._intent_path.unlink(missing_ok=True)
 
     def _settings(self, request: Request) -> settings.Settings:
         """The instance's settings.  A file that is broken must not keep a zone from being halted: then the defaults."""
@@ -456,12 +462,12 @@ class Supervisor:
                 pass
             done = worker.done
         self.current = None
-        self._dismiss_guard()
         self.loop.forget(worker.sock.fileno())
         self.loop.watch(worker.pid_fd, lambda _events: self._worker_left())
         if self.deadline is not None:
             self.deadline.cancel()
-        self._intent_path.unlink(missing_ok=True)
+        if request.after is None:  # else the rest of a reboot is still to come
+            self._forget()
         if done is None:
             self._crashed(request)
         else:
@@ -530,7 +536,9 @@ class Supervisor:
             arguments=request.arguments,
             call=request.call,
             messages=[*request.messages, text],
+            killed=0,
         )
+        self._remember(again)
         if again.call is None:
             log.error(text)
         elif self.door is not None:
@@ -545,6 +553,7 @@ class Supervisor:
         if again is not None and ok:
             self.queue.appendleft(again)
         elif again is not None:
+            self._forget()
             self._finish(again, False, [*again.messages, *request.messages])
         self._finish(request, ok, request.messages)
 
