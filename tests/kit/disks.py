@@ -1,11 +1,15 @@
-"""File systems of a test's own, on loop devices."""
+"""File systems of a test's own, on loop devices, and swap."""
 
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+SWAP_FOLDER: Final = "/var/tmp"  # on a disk, where /tmp may be in memory
 
 
 @contextmanager
@@ -40,3 +44,32 @@ def overlay(folder: Path) -> Iterator[Path]:
         yield parts["merged"]
     finally:
         subprocess.run(["umount", parts["merged"]], check=True)
+
+
+@contextmanager
+def swap(size: int) -> Iterator[None]:
+    """Swap that has room for that many bytes: the host's own, or a file for the time of the block."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("SwapFree:") and int(line.split()[1]) << 10 >= size:
+            yield
+            return
+    with (
+        tempfile.TemporaryDirectory(prefix="zonemgr-swap-", dir=SWAP_FOLDER) as folder,
+        swap_file(Path(folder, "swap"), size),
+    ):
+        yield
+
+
+@contextmanager
+def swap_file(path: Path, size: int) -> Iterator[None]:
+    """A new file as swap.  CalledProcessError where the kernel, or the file system, refuses it."""
+    with path.open("xb") as file:  # without holes: the kernel wants every block of it there
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+    subprocess.run(["mkswap", str(path)], check=True, capture_output=True)
+    subprocess.run(["swapon", str(path)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", str(path)], check=True, capture_output=True)
+        path.unlink()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.kit import disks
 from tests.kit.waiting import PATIENCE
 from zonemgr.linux.cgroup import detect
 from zonemgr.linux.cgroup.zone import CONTROLLERS
@@ -132,6 +133,20 @@ def _quota(kind: str, size: str, *options: str) -> str:
         )
 
 
+def _swap() -> str:
+    """A file that can be swap, in the folder where tests make theirs."""
+    missing = [name for name in ("mkswap", "swapon", "swapoff") if not shutil.which(name)]
+    if missing:
+        return f"{missing[0]} is not installed"
+    with tempfile.TemporaryDirectory(prefix="zonemgr-swap-", dir=disks.SWAP_FOLDER) as folder:
+        try:
+            with disks.swap_file(Path(folder, "swap"), 1 << 20):
+                return ""
+        except subprocess.CalledProcessError as error:
+            why: bytes = error.stderr
+            return why.decode().strip() or str(error)
+
+
 def _nft() -> str:
     return _works("unshare", "--net", "nft", "list", "tables")
 
@@ -179,6 +194,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "cpus": _cpus,
     "apparmor": _apparmor,
     "quota": lambda: _quota("ext4", "32M", "-O", "project,quota"),
+    "swap": lambda: _root() or _swap(),
     "xfs_quota": lambda: _quota("xfs", "320M"),
     "nft": _nft,
     "busybox": _busybox,

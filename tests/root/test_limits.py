@@ -403,6 +403,41 @@ def test_a_zone_that_dies_of_its_memory_says_so(instance: Instance) -> None:
     assert "out of memory" in (instance.layout.zone_log("web") / "supervisor.log").read_text()
 
 
+FILLS = """
+import sys
+with open("/root/file", "wb") as file:
+    for _ in range(96):
+        file.write(bytes(1 << 20))
+kept = [bytearray(b"x") * (1 << 20) for _ in range(int(sys.argv[1]))]
+print(flush=True)
+sys.stdin.readline()
+print(len(kept))
+"""
+
+
+def test_a_cap_below_what_a_living_zone_uses_takes_its_caches_and_kills_nobody(instance: Instance) -> None:
+    """Both caps, on either kind of control groups."""
+    installed(instance, "web", '[capped-memory]\nphysical = "192M"\nswap = "192M"\n')
+    instance.run("boot", "web")
+
+    def changed(size: str, check: int = 0) -> str:
+        instance.run("config", "web", f"select capped-memory; set physical={size}; set swap={size}; end")
+        return instance.run("apply", "web", check=check).stderr
+
+    with instance.popen("login", "web", "--", "python3", "-c", FILLS, "80", stdin=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == "\n", child.communicate()
+        assert instance.json("stat", "web")["zones"][0]["physical-memory"]["used"] > 150 << 20
+        changed("128M")
+        assert applied(instance, "web")["capped-memory physical"]["effective"] == 128 << 20
+        said = changed("64M", check=1)
+        assert "the zone uses " in said and "what had been applied is taken back" in said
+        assert applied(instance, "web")["capped-memory swap"]["effective"] == 128 << 20
+        assert child.communicate("\n")[0] == "80\n"
+    changed("64M")
+    assert instance.json("stat", "web")["zones"][0]["physical-memory"]["used"] <= 64 << 20
+    instance.run("halt", "web")
+
+
 def test_limits_of_a_living_zone_change_and_what_processes_chose_stays(instance: Instance) -> None:
     installed(instance, "web", SETTINGS)
     instance.run("boot", "web")

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.kit import disks
 from tests.kit.instance import Instance
 from tests.kit.processes import Started
 from tests.kit.waiting import until
@@ -232,6 +233,124 @@ def test_a_zone_that_stands_still_is_halted_and_killed_all_the_same(instance: In
         instance.run("halt", "web")
         many.wait(60)
     assert instance.state() == "installed" and not group(instance).part_path(Part.PAYLOAD).exists()
+
+
+GROWS = """
+import sys
+kept = []
+for _ in range(int(sys.argv[1])):
+    kept.append(bytearray(b"x") * (1 << 20))
+    print(*(open("/sys/fs/cgroup/memory." + name).read().strip() for name in ("current", "swap.current")), flush=True)
+"""
+
+
+def grown(instance: Instance, zonename: str, mib: int, check: int = 0) -> tuple[list[int], list[int]]:
+    """What the zone used of memory and of swap, after each MiB that one of its processes has filled."""
+    lines = instance.login(zonename, "python3", "-c", GROWS, str(mib), check=check).splitlines()
+    memory, swap = zip(*(map(int, line.split()) for line in lines), strict=True)
+    print(f"{zonename}: {len(lines)} MiB; at most {max(memory) / MIB:.1f} of memory and {max(swap) / MIB:.1f} of swap")
+    return list(memory), list(swap)
+
+
+def events(instance: Instance, zonename: str, name: str) -> dict[str, int]:
+    (text,) = held(instance, name, zonename=zonename)
+    return {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+
+
+@pytest.mark.requires("swap")
+def test_who_goes_beyond_memory_and_swap_is_killed_with_all_of_both_used(instance: Instance) -> None:
+    """With 32 MiB of swap, with none, and with as much as the host has."""
+    for zonename, caps in ("some", "physical=64M swap=96M"), ("none", "physical=64M swap=64M"), ("all", "physical=64M"):
+        instance.installed(zonename)
+        configured(instance, f"add capped-memory {caps}", zonename=zonename)
+        instance.run("boot", zonename)
+    with disks.swap(256 * MIB):
+        memory, swap = grown(instance, "some", 200, check=128 + signal.SIGKILL)
+        assert 60 * MIB < max(memory) <= 64 * MIB and 30 * MIB < max(swap) <= 32 * MIB
+        assert 60 < len(swap) < 96
+        assert events(instance, "some", "memory.events")["oom_kill"] == 1
+        assert events(instance, "some", "memory.swap.events")["max"] > 0
+        (line,) = instance.json("stat", "some")["zones"]
+        assert line["oom-kills"] == 1 and line["virtual-memory"]["cap"] == 96 * MIB
+        assert line["swap"]["used"] <= 32 * MIB and line["virtual-memory"]["used"] <= 96 * MIB
+
+        memory, swap = grown(instance, "none", 200, check=128 + signal.SIGKILL)
+        assert 60 * MIB < max(memory) <= 64 * MIB and max(swap) == 0
+        assert len(swap) < 64
+        assert events(instance, "none", "memory.events")["oom_kill"] == 1
+        assert held(instance, "memory.swap.current", zonename="none") == ["0"]
+
+        memory, swap = grown(instance, "all", 160)
+        assert max(memory) <= 64 * MIB and max(swap) > 90 * MIB
+        assert events(instance, "all", "memory.events")["oom_kill"] == 0
+        instance.run("halt", "some", "none", "all")
+
+
+HOLDS = """
+import sys
+kept = [bytearray(b"x") * (1 << 20) for _ in range(int(sys.argv[1]))]
+print(flush=True)
+sys.stdin.readline()
+print(sum(part[-1] == ord("x") for part in kept))
+"""
+
+
+@contextmanager
+def holding(instance: Instance, mib: int) -> Iterator[None]:
+    """Meanwhile a process of the zone keeps so much; in the end all of it is still there."""
+    words = ("login", "web", "--", "python3", "-c", HOLDS, str(mib))
+    with instance.popen(*words, stdin=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == "\n", child.communicate()
+        yield
+        assert child.communicate("\n")[0] == f"{mib}\n"
+
+
+CAPS = ("memory.max", "memory.swap.max")
+
+
+def changed(instance: Instance, caps: str, check: int = 0) -> str:
+    """What is said when the caps of a living zone's memory become others."""
+    configured(instance, f"select capped-memory; {caps}; end")
+    return instance.run("apply", "web", check=check).stderr
+
+
+def test_less_memory_than_a_living_zone_uses_is_refused_whichever_cap_says_so(instance: Instance) -> None:
+    instance.installed("web")
+    configured(instance, "add capped-memory swap=160M")
+    instance.run("boot", "web")
+    with holding(instance, 96):
+        said = changed(instance, "set swap=64M", check=1)
+        assert f"cannot limit memory to {64 * MIB} bytes: the zone uses " in said
+        assert held(instance, *CAPS) == [str(160 * MIB), "0"]
+        changed(instance, "set swap=144M")
+        assert held(instance, *CAPS) == [str(144 * MIB), "0"]
+    changed(instance, "set swap=64M")
+    assert held(instance, *CAPS) == [str(64 * MIB), "0"]
+    assert used(instance)["oom-kills"] == 0
+    instance.run("halt", "web")
+
+
+@pytest.mark.requires("swap")
+def test_a_living_zones_memory_moves_to_swap_as_far_as_both_caps_let_it(instance: Instance) -> None:
+    instance.installed("web")
+    configured(instance, "add capped-memory physical=96M swap=128M")
+    instance.run("boot", "web")
+    with disks.swap(256 * MIB), holding(instance, 80):
+        said = changed(instance, "set physical=64M; set swap=64M", check=1)
+        assert f"cannot limit memory to {64 * MIB} bytes: the zone uses " in said
+        assert held(instance, *CAPS) == [str(96 * MIB), str(32 * MIB)], "nothing of it was pushed to swap instead"
+        # More swap than it had is needed for that.
+        changed(instance, "set physical=32M; set swap=128M")
+        assert held(instance, *CAPS) == [str(32 * MIB), str(96 * MIB)]
+        line = used(instance)
+        assert line["physical-memory"]["used"] <= 32 * MIB and line["swap"]["used"] > 40 * MIB
+        said = changed(instance, "set physical=32M; set swap=64M", check=1)
+        assert f"cannot limit memory and swap to {64 * MIB} bytes: the zone uses " in said
+        assert held(instance, *CAPS) == [str(32 * MIB), str(96 * MIB)]
+        changed(instance, "set physical=128M; set swap=128M")
+        assert held(instance, *CAPS) == [str(128 * MIB), "0"]
+    assert used(instance)["oom-kills"] == 0
+    instance.run("halt", "web")
 
 
 OPENS = """

@@ -246,16 +246,43 @@ def _unlimit(op: plan.SetLimits, stage: Stage) -> None:
 
 
 def _relimit(old: plan.SetLimits, new: plan.SetLimits, stage: Stage) -> None:
-    """Less memory than the zone uses would have processes killed on cgroup v2: that is refused instead."""
-    wanted, used = new.memory_bytes, stage.cgroup.usage().memory_bytes
-    if wanted is not None and used is not None and used > wanted and wanted < (old.memory_bytes or wanted + 1):
-        stage.cgroup.reclaim(used - wanted)
-        used = stage.cgroup.usage().memory_bytes or 0
-        if used > wanted:
-            raise PlatformError(
-                "cannot limit memory to {wanted} bytes: the zone uses {used}", wanted=wanted, used=used
-            )
+    caps = ((_memory(old), _memory(new)), (old.swap_bytes, new.swap_bytes))
+    lowered = [wanted is not None and (before is None or wanted < before) for before, wanted in caps]
+    if any(lowered) and not stage.cgroup.on_v1("memory"):
+        _make_fit(new, stage, *lowered)
     limits.set_limits(new, stage, living=True)
+
+
+def _memory(op: plan.SetLimits) -> int | None:
+    """The cap of memory alone: never above that of memory and swap together."""
+    return min((cap for cap in (op.memory_bytes, op.swap_bytes) if cap is not None), default=None)
+
+
+_TRIES = 5  # the zone may take again what the kernel took from it
+
+
+def _make_fit(new: plan.SetLimits, stage: Stage, less_memory: bool, less_of_both: bool) -> None:
+    """Have the kernel take from the zone what it uses beyond its new caps, and refuse them where it cannot.
+
+    cgroup v2 itself would kill processes for their memory, and leave in swap what is there.
+    """
+    memory, both = _memory(new), new.swap_bytes
+    # What is taken from memory goes there, or finds no room.
+    stage.cgroup.limit_swap(None if both is None else both - (memory or 0))
+    for _ in range(_TRIES):
+        usage = stage.cgroup.usage()
+        used = usage.memory_bytes or 0
+        in_all = used + (usage.swap_bytes or 0)
+        beyond = used - memory if less_memory and memory is not None else 0
+        beyond_both = in_all - both if less_of_both and both is not None else 0
+        if max(beyond, beyond_both) <= 0:
+            return
+        stage.cgroup.reclaim(max(beyond, beyond_both))
+    if beyond > 0:
+        raise PlatformError("cannot limit memory to {wanted} bytes: the zone uses {used}", wanted=memory, used=used)
+    raise PlatformError(
+        "cannot limit memory and swap to {wanted} bytes: the zone uses {used}", wanted=both, used=in_all
+    )
 
 
 def _share_cpus(op: plan.DedicateCpus, stage: Stage) -> None:

@@ -6,6 +6,7 @@ a zone may ask for (model).
 
 from __future__ import annotations
 
+import errno
 import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -243,6 +244,8 @@ def _apply_one(zone: ZoneCgroup, row: Row, limits: Limits, *, best_effort: bool)
         problem = "" if row.holds(wanted, effective) else f"the kernel made it {shown(effective)}"
     except OSError as error:
         problem = f"{error.filename or row.controller}: {error.strerror}"
+        if error.errno == errno.EBUSY and row.controller == "memory":  # v1 takes no cap below what is used
+            problem = "the zone uses more"
     except NoController as error:
         problem = str(error)
     if problem and wanted is None:

@@ -324,11 +324,19 @@ class ZoneCgroup:
 
         return apply(self, limits, best_effort=best_effort, clear=clear, optional=optional)
 
-    def reclaim(self, wanted_bytes: int) -> None:
-        """Ask the kernel to take that much memory from the zone, as far as it can: caches, and what swap has room for.
+    def on_v1(self, controller: str) -> bool:
+        """Whether this host has the controller on cgroup v1."""
+        return controller in self.hierarchy.controllers
 
-        Nothing where the host counts memory on v1: there a limit below what is used is refused by the kernel itself.
-        """
+    def limit_swap(self, room_bytes: int | None) -> None:
+        """Cap swap alone, on cgroup v2, ahead of what ``apply`` then makes hold."""
+        try:
+            _write(self.part_path(Part.PAYLOAD) / "memory.swap.max", "max" if room_bytes is None else str(room_bytes))
+        except PlatformError:
+            return  # a kernel without swap
+
+    def reclaim(self, wanted_bytes: int) -> None:
+        """Ask cgroup v2 to take that much memory from the zone, as far as it can: caches, and what fits into swap."""
         try:
             _write(self.part_path(Part.PAYLOAD) / "memory.reclaim", str(wanted_bytes))
         except PlatformError:
