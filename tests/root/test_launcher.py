@@ -147,6 +147,34 @@ def test_a_fork_has_the_callers_place_limits_and_manners(launched: Instance, tmp
     until(lambda: is_gone(pid), "its end")
 
 
+def descendants(pid: int) -> list[int]:
+    found = [int(child) for child in processes.read(pid, f"task/{pid}/children").split()]
+    return found + [below for child in found for below in descendants(child)]
+
+
+def test_what_a_run_has_started_comes_to_the_callers_place_with_it(launched: Instance) -> None:
+    """The hook of a brand, and what that has started, before anybody knew that the run takes long."""
+    hooks = launched.layout.etc / "brands/slow/hooks"
+    hooks.mkdir(mode=0o755, parents=True)
+    (hooks.parent / "brand.toml").write_text('name = "slow"\nbase = "native"\n')
+    (hooks / "verify").write_text("#!/bin/sh\nsleep 1000 &\nwait\n")
+    (hooks / "verify").chmod(0o755)
+    launched.run("create", "other", "-b", "slow")
+    client = launched.popen("verify", "other")
+    pid = fork_of(launched.launcher_pid())
+    cgroups = processes.read(client.pid, "cgroup")
+
+    def names(place: str) -> set[str]:
+        found = (one for one in [pid, *descendants(pid)] if not place or processes.read(one, "cgroup") == place)
+        return {processes.read(one, "comm").strip() for one in found}
+
+    until(lambda: "sleep" in names(""), "what the hook starts")
+    until(lambda: "zonemgr" in names(cgroups), "the way home of the run")
+    until(lambda: names("") == names(cgroups), "the way home of what it has started")
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=30)
+
+
 def test_signals_stops_and_death_of_the_client_reach_its_fork(launched: Instance) -> None:
     launcher = launched.launcher_pid()
     client = launched.popen("events", "-f")

@@ -52,7 +52,9 @@ class Work:
         return int.from_bytes(data, "big") if len(data) == _LENGTH else None
 
     def wait_at_home(self, pid: int) -> int | None:
-        """As ``wait``, for a run: one that takes longer than a moment comes into our control group."""
+        """As ``wait``, for a run: one that takes longer than a moment comes into our control group, with what it has
+        started where it is.
+        """
         if self.place_fd >= 0:
             try:
                 return self.wait(_MOMENT_S)
@@ -62,11 +64,23 @@ class Work:
 
     def _bring_home(self, pid: int) -> None:
         try:
-            os.write(self.place_fd, b"%d" % pid)
+            self._bring(pid, _place_of(pid))
         except OSError:
             pass  # it has ended, or nobody may be added there: it goes on where it is
         os.close(self.place_fd)
         self.place_fd = -1
+
+    def _bring(self, pid: int, place: bytes) -> None:
+        """Parents first: what they start from then on is born at home.  What is elsewhere belongs there."""
+        if _place_of(pid) != place:
+            return
+        os.write(self.place_fd, b"%d" % pid)
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in _read(f"/proc/{pid}/task/{task}/children").split():
+                try:
+                    self._bring(int(child), place)
+                except OSError:
+                    continue  # it has ended
 
     def close(self) -> None:
         """Let go of it.  A run of the command line hears that as a hang-up."""
@@ -74,6 +88,19 @@ class Work:
         os.close(self.pid_fd)
         if self.place_fd >= 0:
             os.close(self.place_fd)
+
+
+def _place_of(pid: int) -> bytes:
+    """Its control group on cgroup2."""
+    return _read(f"/proc/{pid}/cgroup").rpartition(b"0::")[2]
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)
 
 
 def identity(package: str) -> str:
