@@ -370,6 +370,25 @@ def test_spares_are_used_replaced_and_missed_by_nobody(launched: Instance) -> No
     launched.switch = "no"
 
 
+@pytest.mark.parametrize("who", ["spares", "launcher"])
+def test_one_that_is_stopped_keeps_nothing_of_the_callers_open(launched: Instance, who: str) -> None:
+    """A caller does without it then, and whoever reads what it says hears its end."""
+    launcher = launched.launcher_pid()
+    stopped = spares(launcher) if who == "spares" else [launcher]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        launched.switch = ""
+        assert "web" in launched.run("list", "-c", timeout=20).stdout  # to the end of its output
+    finally:
+        if who == "launcher":
+            os.kill(launcher, signal.SIGCONT)
+    launched.switch = "must"
+    launched.run("list", "-c")
+    launched.run("list", "-c")  # a spare has been made meanwhile
+    until(lambda: sum(map(is_gone, stopped)) == (who == "spares"), "the end of the one that was asked")
+
+
 def test_a_supervisor_that_was_a_spare_is_like_any_other(launched: Instance) -> None:
     """Nothing of the launcher's is left in it, and nothing of the zone that it was warmed with."""
     waiting = spares(launched.launcher_pid())

@@ -78,15 +78,13 @@ def _accepted(connection: socket.socket, home: Home, place: Place) -> Callable[[
         if theirs != home.likeness:
             raise Unlike("other credentials or namespaces")
     connection.settimeout(REQUEST_S)
-    payload, fds = _receive(connection)
-    kind, who, words, environment = launch.decode(payload)
+    kind, who, words, environment = launch.decode(_receive(connection))
     if who != home.identity:
         raise Unlike("another installation")
-    if len(fds) != (4 if kind == launch.RUN else 1):
-        raise ValueError("not a request")
     if kind == launch.SERVE:
         likeness.take_login(manners, home.manners)
-        return _serve(connection, home, words[0], environment, fds[0], place) if _agreed(connection) else None
+        fds = _agreed(connection, 1)
+        return _serve(connection, home, words[0], environment, fds[0], place) if fds else None
     if place is Place.SUPERVISORS or not _speaks_utf_8(environment):
         raise Unlike("another encoding")
     likeness.take_over(caller.pid, manners, home.manners, home.hierarchy)
@@ -95,8 +93,8 @@ def _accepted(connection: socket.socket, home: Home, place: Place) -> Callable[[
         if place is Place.LAUNCHER:
             handles.append(_open_place(manners, home.hierarchy))
             stack.callback(os.close, handles[0])
-        agreed = _agreed(connection, handles)
-    return _run(connection, manners, words, environment, fds) if agreed else None
+        fds = _agreed(connection, 4, handles)
+    return _run(connection, manners, words, environment, fds) if fds else None
 
 
 def _open_place(manners: Manners, hierarchy: Hierarchy) -> int:
@@ -107,11 +105,9 @@ def _open_place(manners: Manners, hierarchy: Hierarchy) -> int:
     return os.open(hierarchy.unified() / place / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    data, ancillary, flags, _address = connection.recvmsg(
-        1 << 16, socket.CMSG_SPACE(launch.FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    if flags & socket.MSG_CTRUNC or len(data) < 4:
+def _receive(connection: socket.socket) -> bytes:
+    data = connection.recv(1 << 16)  # and no descriptors: the kernel closes them
+    if len(data) < 4:
         raise ValueError("not a request")
     length = int.from_bytes(data[:4], "big")
     if length > launch.REQUEST_MAX:
@@ -124,18 +120,25 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
             raise ValueError("half a request")
         parts.append(more)
         missing -= len(more)
-    return b"".join(parts), launch.received(ancillary)
+    return b"".join(parts)
 
 
-def _agreed(connection: socket.socket, more: Sequence[int] = ()) -> bool:
-    """Give the caller a handle on us, and more descriptors, and wait for the word to begin."""
+def _agreed(connection: socket.socket, number: int, more: Sequence[int] = ()) -> list[int]:
+    """Give the caller a handle on us, and more descriptors, and wait for the word to begin, which so many descriptors
+    come with.  Empty when it does not come.
+    """
     pid_fd = os.pidfd_open(os.getpid())
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (pid_fd, *more))
     connection.sendmsg([b"H"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
     os.close(pid_fd)
-    begin = connection.recv(1) == b"G"
+    word, ancillary, flags, _address = connection.recvmsg(
+        1, socket.CMSG_SPACE(launch.FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+    )
     connection.settimeout(None)
-    return begin
+    fds = launch.received(ancillary)
+    if word and (word != b"G" or len(fds) != number or flags & socket.MSG_CTRUNC):
+        raise ValueError("not the word")
+    return fds
 
 
 def _speaks_utf_8(environment: Mapping[bytes, bytes]) -> bool:

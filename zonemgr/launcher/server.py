@@ -372,10 +372,21 @@ class Launcher:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _make_spare(self, place: Place) -> None:
+        self._wake_the_forgotten()
         try:
             self.spares[place] = spare.make(self.home, place, self._drop)
         except OSError:  # no memory or no process
             self.sparing = False
+
+    def _wake_the_forgotten(self) -> None:
+        """Whoever was stopped sees now that its caller has gone, and leaves: it would keep us here for ever."""
+        poll = select.poll()
+        for connection in self.forks.values():
+            poll.register(connection, 0)  # its end alone
+        ended = {fd for fd, _events in poll.poll(0)}
+        for pid, connection in self.forks.items():
+            if connection.fileno() in ended:
+                os.kill(pid, signal.SIGCONT)
 
     def _drop_spares(self) -> None:
         """See them gone, with the folder of supervisors if it is empty then."""
@@ -384,6 +395,7 @@ class Launcher:
         for one in spares.values():
             one.close()
         for pid_fd in pid_fds:
+            process.pidfd_signal(pid_fd, signal.SIGCONT)  # one that was stopped would stay
             process.wait_pidfd(pid_fd, SPARE_GONE_S)
             os.close(pid_fd)
 

@@ -2,7 +2,8 @@
 
 A connection carries one piece of work: the words and the environment of a run of the command line, or of the start of
 a supervisor.  The launcher's fork answers with a handle on itself (a pidfd) before it begins, and begins only when it
-is told to: whoever loses patience before that has lost nothing, and the work is done once or not at all.  In the end
+is told to: whoever loses patience before that has lost nothing, and the work is done once or not at all.  The caller's
+descriptors come with that word, and not before: in the hands of one that was stopped they would stay open.  In the end
 comes the exit status; end of file without one means that nobody knows.
 
 The thin client is made of this module, so it imports what no program starts without, and ``_socket`` in place of
@@ -22,7 +23,7 @@ LONG_PATIENCE_S = 60.0  # of a caller who does nothing without help
 REQUEST_MAX = 8 << 20  # the kernel's own limit for words and environment together is 6 MiB
 FDS_MAX = 8
 SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
-_MAGIC = b"zonemgr-launcher-1"
+_MAGIC = b"zonemgr-launcher-2"
 _LENGTH = 4
 _HANDLES_MAX = 2  # its pidfd, and the way into our control group
 _MOMENT_S = 0.1
@@ -32,15 +33,17 @@ _AT_ONCE_S = 0.02  # a caller sends as soon as it is connected
 class Work:
     """Something that the launcher does for us.  ``go`` begins it, ``wait`` waits for its end."""
 
-    def __init__(self, connection: _socket.socket, pid_fd: int, place_fd: int = -1) -> None:
+    def __init__(self, connection: _socket.socket, fds: list[int], pid_fd: int, place_fd: int = -1) -> None:
         self.connection = connection
+        self.fds = fds  # what it works with
         self.pid_fd = pid_fd
         self.place_fd = place_fd  # where to write its pid to have it in our control group
 
     def go(self) -> None:
         """Let it begin.  OSError when it has gone, and has not begun."""
         self.connection.settimeout(None)
-        self.connection.send(b"G", _socket.MSG_NOSIGNAL)
+        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in self.fds)
+        self.connection.sendmsg([b"G"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Its status; None when it cannot be known.  TimeoutError."""
@@ -116,13 +119,15 @@ def run_folder(root: str) -> str:
 def ask(
     folder: str, kind: bytes, who: str, words: list[str], environment: dict[bytes, bytes], fds: list[int]
 ) -> Work | None:
-    """Hand work to the launcher of the run folder.  None when there is none that would do it: nothing has happened."""
+    """Hand work to the launcher of the run folder, to be done with these descriptors (kept open by the caller until it
+    has begun).  None when there is none that would do it: nothing has happened.
+    """
     connection = _connected(folder)
     if connection is None:
         return None
     try:
         connection.settimeout(LONG_PATIENCE_S if os.environ.get(SWITCH) == "must" else PATIENCE_S)
-        handles = _hand_over(connection, _encoded(kind, who, words, environment), fds)
+        handles = _hand_over(connection, _encoded(kind, who, words, environment))
     except OSError:
         handles = []
     except BaseException:
@@ -131,7 +136,7 @@ def ask(
     if not handles:
         connection.close()
         return None
-    return Work(connection, *handles)
+    return Work(connection, fds, *handles)
 
 
 def _connected(folder: str) -> _socket.socket | None:
@@ -160,14 +165,9 @@ def _encoded(kind: bytes, who: str, words: list[str], environment: dict[bytes, b
     return len(payload).to_bytes(_LENGTH, "big") + payload
 
 
-def _hand_over(connection: _socket.socket, data: bytes, fds: list[int]) -> list[int]:
+def _hand_over(connection: _socket.socket, data: bytes) -> list[int]:
     """Send the request, and receive the handles; none when we are not wanted."""
-    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-    sent = connection.sendmsg(
-        [data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
-    )
-    if sent < len(data):
-        connection.sendall(data[sent:], _socket.MSG_NOSIGNAL)
+    connection.sendall(data, _socket.MSG_NOSIGNAL)
     answer, ancillary, _flags, _address = connection.recvmsg(
         1, _socket.CMSG_SPACE(4 * _HANDLES_MAX), _socket.MSG_CMSG_CLOEXEC
     )
