@@ -259,6 +259,23 @@ def test_verify_names_each_wrong_bit_and_install_repairs_them(instance: Instance
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
+def test_a_folder_in_use_does_not_become_a_zonepath(instance: Instance) -> None:
+    """Its mode would lock out whoever uses it: /srv was meant to be /srv/web."""
+    path = instance.root / "srv"
+    for folder in (path / "lost+found", path / "somebodys"):
+        folder.mkdir(parents=True)
+    path.chmod(0o755)
+    instance.configured("web", f"zonepath={path}")
+    refused = instance.run("install", "web", check=1).stderr
+    assert f"{path} holds files of others, who would be locked out" in refused
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert not (path / "root").exists()
+    (path / "somebodys").rmdir()
+    assert f"{path}: changing permissions to 0700." in instance.run("install", "web").stderr
+    instance.run("uninstall", "-F", "web")
+    assert (path / "lost+found").is_dir()
+
+
 def test_a_zonepath_on_a_link_or_in_a_folder_that_others_may_write_is_refused(instance: Instance) -> None:
     real, link = instance.root / "real", instance.root / "link"
     real.mkdir()

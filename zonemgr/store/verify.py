@@ -174,6 +174,10 @@ def _owner_and_mode(path: str, command: str, say: Say) -> Iterator[str]:
             yield f"{path} is not owned by root."
         yield from _wrong_bits(path, status.st_mode)
         return
+    if (wrong_owner or wrong_mode) and command in MAKES_ZONEPATH and _is_used(path):
+        # A slip of the hand, /srv in place of /srv/web, must not lock everybody out of what is there.
+        yield f"{path} holds files of others, who would be locked out (a zonepath is root's alone, mode 0700)."
+        return
     try:
         if wrong_owner:
             say(message("{path}: changing owner to root.", path=path))
@@ -183,6 +187,11 @@ def _owner_and_mode(path: str, command: str, say: Say) -> Iterator[str]:
             os.chmod(path, 0o700)
     except OSError as error:
         yield f"{path}: {error.strerror}"
+
+
+def _is_used(path: str) -> bool:
+    """Whether anything is there, but for what a new file system has."""
+    return any(name != "lost+found" for name in os.listdir(path))
 
 
 def _parent(path: str) -> Iterator[str]:
