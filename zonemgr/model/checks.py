@@ -328,6 +328,8 @@ def mac_address(value: object) -> str:
     octets = [int(part, 16) for part in given.split(":")]
     if octets[0] & 1:
         raise Refused("'{given}' is a multicast address", given=given)
+    if not any(octets):
+        raise Refused("'{given}' cannot be the address of a link", given=given)
     return ":".join(f"{octet:02x}" for octet in octets)
 
 

@@ -64,6 +64,12 @@ def addresses(net: NetResource) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*net.address, *(text for text in net.allowed_address if "/" not in _source(text)))))
 
 
+def is_neighbour(router: str, own: Iterable[str]) -> bool:
+    """Whether a link with these addresses (with prefix lengths) reaches the router without a router."""
+    address = ipaddress.ip_address(router)
+    return address.is_link_local or any(address in ipaddress.ip_interface(one).network for one in own)
+
+
 def stable_mac(host: str, zone: str, index: int, prefix: str = "") -> str:
     """The Ethernet address of a zone's link: the same at each boot, and another on another host or in another zone.
 

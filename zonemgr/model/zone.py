@@ -615,6 +615,8 @@ def _check_links(reader: _Reader, zone: Zone) -> None:
         _check_link(reader, path, link)
         if zone.ip_type == "shared":
             _check_shared_link(reader, path, link)
+        else:
+            _check_moved_link(reader, path, link)
         for name in (link.physical if zone.ip_type == "exclusive" else None, link.linkname):
             if name is not None and name in names:
                 raise reader.fail(path, "net: the link '{name}' is used twice", name=name)
@@ -640,6 +642,15 @@ def _check_link(reader: _Reader, path: Path, link: NetResource) -> None:
         )
     if link.defrouter and not (link.address or link.allowed_address):
         raise reader.fail((*path, "defrouter"), "net: defrouter needs an address")
+    for router in link.defrouter:
+        if not network.is_neighbour(router, network.addresses(link)):
+            raise reader.fail(
+                (*path, "defrouter"),
+                "net: defrouter {router} is in no network of the link's addresses",
+                router=router,
+            )
+    if "lo" in (link.anet, link.macvlan, link.linkname):
+        raise reader.fail(path, "net: lo is every zone's own, nothing can be made on it or called that")
     if link.anet is None:
         # The host keeps no end of such a link on which it could hold the zone to anything.
         for key in ("vlan_id", "maxbw", "link_protection", "allowed_address"):
@@ -652,6 +663,11 @@ def _check_link(reader: _Reader, path: Path, link: NetResource) -> None:
         raise reader.fail(
             (*path, "link-protection"), "net: ip-nospoof needs an address or an allowed-address"
         )
+
+
+def _check_moved_link(reader: _Reader, path: Path, link: NetResource) -> None:
+    if link.physical == "lo":
+        raise reader.fail((*path, "physical"), "net: lo stays with its host")
 
 
 def _check_shared_link(reader: _Reader, path: Path, link: NetResource) -> None:

@@ -257,7 +257,7 @@ def _apply(transition: Transition, instance: Instance, proposal: Proposal) -> No
     if confirm_s:
         transition.say(
             message(
-                "reverts by itself in {seconds:g} seconds, unless it is confirmed: zonemgr confirm {zonename}",
+                "reverts by itself in {seconds:.0f} seconds, unless it is confirmed: zonemgr confirm {zonename}",
                 seconds=confirm_s,
                 zonename=transition.zonename,
             )

@@ -9,8 +9,10 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from typing import Final
 
 Handler = Callable[[int], None]
+WAIT_MAX_MS: Final = 3_600_000.0  # at a time: poll(2) takes no more than three weeks
 
 
 class Timer:
@@ -101,7 +103,7 @@ class Loop:
             heapq.heappop(self._timers)
         if not self._timers:
             return None
-        return max(0.0, (self._timers[0][0] - time.monotonic()) * 1000 + 1)
+        return min(max(0.0, (self._timers[0][0] - time.monotonic()) * 1000 + 1), WAIT_MAX_MS)
 
     def _fire(self) -> None:
         now = time.monotonic()
