@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ import peers
 from peers import DISTURBED, Failed, View, Views, others_share, pss_kb, timed
 
 AT_ONCE: Final = 4  # for making the zones, which is not measured
+KSM: Final = Path("/sys/kernel/mm/ksm")
+MERGE_S: Final = 120.0
 
 
 class Zones:
@@ -68,18 +71,46 @@ class Zones:
         return pss_kb(peers.zonemgr_pids(self.root, *names)) / len(names), float(pss_kb([launcher]))
 
 
+    def merged_kb(self) -> float:
+        """Of an idle zone's supervisor and zsched, where the kernel merges equal pages (KSM)."""
+        with merging() as passes:
+            self.zonemgr("boot", "-a", "-j", str(AT_ONCE))
+            self.zonemgr("list")
+            begun = passes()
+            deadline = time.monotonic() + MERGE_S
+            while passes() < begun + 3 and time.monotonic() < deadline:
+                time.sleep(0.5)
+            memory, _launcher = self.memory_kb()
+            self.zonemgr("halt", "-a", "-j", str(AT_ONCE))
+        return memory
+
+
+@contextmanager
+def merging() -> Iterator[Callable[[], int]]:
+    """The kernel merges meanwhile, as fast as it can; what is given counts how often it has looked at everything."""
+    wanted = {"sleep_millisecs": "0", "pages_to_scan": "20000", "run": "1"}
+    before = {name: (KSM / name).read_text() for name in wanted}
+    try:
+        for name, value in wanted.items():
+            (KSM / name).write_text(value)
+        yield lambda: int((KSM / "full_scans").read_text())
+    finally:
+        for name, value in before.items():
+            (KSM / name).write_text(value)
+
+
 @contextmanager
 def zones() -> Iterator[Zones]:
     """An instance that goes again."""
     with tempfile.TemporaryDirectory(prefix="zonemgr-bulk-", dir="/var/tmp") as folder:
         root = Path(folder)
-        root.chmod(0o755)
         found = Zones(root)
-        peers.start_launcher(root, found.env)
-        try:
-            yield found
-        finally:
-            peers.end_instance(root, found.env)
+        with peers.in_memory(root / "run"):
+            peers.start_launcher(root, found.env)
+            try:
+                yield found
+            finally:
+                peers.end_instance(root, found.env)
 
 
 def say(text: str) -> None:
@@ -101,13 +132,16 @@ def measure_zones(counts: Sequence[int], jobs: Sequence[int]) -> Iterator[dict[s
                 halt = found.timed("halt", "-a", "-j", str(at_once))
                 row = {"what": "zonemgr", "count": count, "jobs": at_once, "boot": boot / count, "halt": halt / count}
                 yield {**row, "memory": memory, "launcher": launcher, "disturbed": busy}
+            if KSM.exists():
+                say(f"{count} zones, equal pages merged")
+                yield {"what": "zonemgr", "count": count, "memory": found.merged_kb(), "note": "KSM"}
 
 
 def measure_crun(counts: Sequence[int], jobs: Sequence[int], views: Views) -> Iterator[dict[str, Any]]:
     """The same of crun, in a loop."""
     with tempfile.TemporaryDirectory(prefix="zonemgr-bulk-", dir="/var/tmp") as folder:
         place = peers.bundle(Path(folder) / "crun", limited=not peers.HYBRID)
-        words = ["crun", "--root", f"{folder}/state"]
+        words = ["crun", "--root", ""]
 
         def boot(number: int) -> None:
             timed(*words, "create", "--bundle", str(place), f"z{number}")
@@ -118,8 +152,9 @@ def measure_crun(counts: Sequence[int], jobs: Sequence[int], views: Views) -> It
 
         views.take(View.CGROUP2)
         try:
-            for count in sorted(counts):
-                for at_once in jobs:
+            with peers.run_folder() as state:
+                words[2] = state
+                for count, at_once in product(sorted(counts), jobs):
                     say(f"{count} of crun, {at_once} at once")
                     busy = others_share() > DISTURBED
                     figures = {"boot": each(boot, count, at_once), "halt": each(halt, count, at_once)}

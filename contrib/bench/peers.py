@@ -113,6 +113,23 @@ def pss_kb(pids: Sequence[int]) -> int:
     return total
 
 
+def run_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory, as /run is on hosts: what programs note there does not wait for a disk."""
+    return tempfile.TemporaryDirectory(prefix="zonemgr-bench-", dir="/dev/shm")
+
+
+@contextmanager
+def in_memory(folder: Path) -> Iterator[None]:
+    """The same for a folder at its place; seen in the host's view only."""
+    folder.mkdir(mode=0o755, parents=True)
+    folder.parent.chmod(0o755)
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder))
+    try:
+        yield
+    finally:
+        run("umount", "--lazy", str(folder))
+
+
 def others_share() -> float:
     """The part of the machine that somebody else keeps busy while we do nothing."""
     before, begun = _busy_s(), time.monotonic()
@@ -231,7 +248,6 @@ LIMITS: Final = (
 def zonemgr(work: Path) -> Iterator[list[Program]]:
     """Ours, in an instance of its own: with a launcher, the same without link and limits, and without a launcher."""
     root = work / "zonemgr"
-    root.mkdir(mode=0o755)
     alone = {**os.environ, "ZONEMGR_ROOT": str(root), "ZONEMGR_LAUNCHER": "no"}
     version = run(COMMAND, "--version", env=alone).strip()
 
@@ -248,21 +264,22 @@ def zonemgr(work: Path) -> Iterator[list[Program]]:
             version=version,
         )
 
-    try:
-        run(COMMAND, "create", "full", env=alone)
-        for words in LIMITS:
-            run(COMMAND, "config", "full", *words, env=alone)
-        run(COMMAND, "create", "bare", "--no-net", env=alone)
-        for zone in ("full", "bare"):
-            run(COMMAND, "install", zone, env=alone)
-        start_launcher(root, alone)
-        yield [
-            program("zonemgr", "full", "veth", "all", "must"),
-            program("zonemgr-bare", "bare", "none", "none", "must"),
-            program("cold", "full", "veth", "all", "no"),
-        ]
-    finally:
-        end_instance(root, alone)
+    with in_memory(root / "run"):
+        try:
+            run(COMMAND, "create", "full", env=alone)
+            for words in LIMITS:
+                run(COMMAND, "config", "full", *words, env=alone)
+            run(COMMAND, "create", "bare", "--no-net", env=alone)
+            for zone in ("full", "bare"):
+                run(COMMAND, "install", zone, env=alone)
+            start_launcher(root, alone)
+            yield [
+                program("zonemgr", "full", "veth", "all", "must"),
+                program("zonemgr-bare", "bare", "none", "none", "must"),
+                program("cold", "full", "veth", "all", "no"),
+            ]
+        finally:
+            end_instance(root, alone)
 
 
 def start_launcher(root: Path, env: Mapping[str, str]) -> None:
@@ -385,22 +402,23 @@ def bundle(folder: Path, limited: bool) -> Path:
 def _oci(name: str, work: Path, view: View) -> Iterator[list[Program]]:
     limited = view is View.HOST or not HYBRID
     place = bundle(work / name, limited)
-    words = [name, "--root", str(work / name / "state")]
-    try:
-        yield [
-            Program(
-                name,
-                "none",
-                "all" if limited else "none",
-                boot=commands([*words, "create", "--bundle", str(place), "bench"], [*words, "start", "bench"]),
-                execute=commands([*words, "exec", "bench", "/usr/bin/true"]),
-                halt=commands([*words, "delete", "-f", "bench"]),
-                version=run(name, "--version").splitlines()[0],
-                view=view,
-            )
-        ]
-    finally:
-        subprocess.run([*words, "delete", "-f", "bench"], capture_output=True)
+    with run_folder() as state:
+        words = [name, "--root", state]
+        try:
+            yield [
+                Program(
+                    name,
+                    "none",
+                    "all" if limited else "none",
+                    boot=commands([*words, "create", "--bundle", str(place), "bench"], [*words, "start", "bench"]),
+                    execute=commands([*words, "exec", "bench", "/usr/bin/true"]),
+                    halt=commands([*words, "delete", "-f", "bench"]),
+                    version=run(name, "--version").splitlines()[0],
+                    view=view,
+                )
+            ]
+        finally:
+            subprocess.run([*words, "delete", "-f", "bench"], capture_output=True)
 
 
 def crun(work: Path) -> AbstractContextManager[list[Program]]:
@@ -499,37 +517,42 @@ def podman(work: Path) -> Iterator[list[Program]]:
     place = work / "podman"
     place.mkdir()
     root, note = make_root(place), place / "conmon.pid"
-    words = [
-        "podman",
-        "--root",
-        str(place / "storage"),
-        "--runroot",
-        str(place / "run"),
-        "--cgroup-manager=cgroupfs",
-        "--events-backend=file",
-        *(["--runtime=crun"] if shutil.which("crun") else []),
-    ]
-    # Its default limits may be higher than ours, which not every root may raise.
-    limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
-    limits += ["--pids-limit=-1"] if HYBRID else [f"--pids-limit={PROCESSES}", f"--memory={MEMORY_MIB}m", "--cpus=1"]
-    options = ["--network=none", *limits, f"--uidmap=0:{ID_BASE}:{ID_COUNT}", f"--gidmap=0:{ID_BASE}:{ID_COUNT}"]
-    options += ["--volume=/usr:/usr:ro", f"--conmon-pidfile={note}", "--rootfs", str(root)]
-    try:
-        yield [
-            Program(
-                "podman",
-                "none",
-                "none" if HYBRID else "all",
-                boot=commands([*words, "run", "-d", "--name=bench", *options, "/usr/bin/sleep", "infinity"]),
-                execute=commands([*words, "exec", "bench", "/usr/bin/true"]),
-                halt=commands([*words, "rm", "-f", "-t", "0", "bench"]),
-                watchers=lambda: [int(note.read_text())],
-                version=run("podman", "--version").strip(),
-                view=View.CGROUP2,
-            )
+    with run_folder() as state:
+        words = [
+            "podman",
+            "--root",
+            str(place / "storage"),
+            "--runroot",
+            state,
+            "--cgroup-manager=cgroupfs",
+            "--events-backend=file",
+            *(["--runtime=crun"] if shutil.which("crun") else []),
         ]
-    finally:
-        subprocess.run([*words, "rm", "-f", "-t", "0", "bench"], capture_output=True)
+        # Its default limits may be higher than ours, which not every root may raise.
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+        limits += (
+            ["--pids-limit=-1"]
+            if HYBRID
+            else [f"--pids-limit={PROCESSES}", f"--memory={MEMORY_MIB}m", "--cpus=1"]
+        )
+        options = ["--network=none", *limits, f"--uidmap=0:{ID_BASE}:{ID_COUNT}", f"--gidmap=0:{ID_BASE}:{ID_COUNT}"]
+        options += ["--volume=/usr:/usr:ro", f"--conmon-pidfile={note}", "--rootfs", str(root)]
+        try:
+            yield [
+                Program(
+                    "podman",
+                    "none",
+                    "none" if HYBRID else "all",
+                    boot=commands([*words, "run", "-d", "--name=bench", *options, "/usr/bin/sleep", "infinity"]),
+                    execute=commands([*words, "exec", "bench", "/usr/bin/true"]),
+                    halt=commands([*words, "rm", "-f", "-t", "0", "bench"]),
+                    watchers=lambda: [int(note.read_text())],
+                    version=run("podman", "--version").strip(),
+                    view=View.CGROUP2,
+                )
+            ]
+        finally:
+            subprocess.run([*words, "rm", "-f", "-t", "0", "bench"], capture_output=True)
 
 
 # -- programs that stay in the foreground -------------------------------------------------------------------------

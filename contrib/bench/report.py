@@ -81,7 +81,7 @@ def ratios(programs: Sequence[Program]) -> list[dict[str, Any]]:
 def bulk_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The targets of many zones at once: the most of both, as many at once as was tried."""
     found: list[dict[str, Any]] = []
-    ours, theirs = ([row for row in rows if row["what"] == name] for name in ("zonemgr", "crun"))
+    ours, theirs = ([row for row in rows if row["what"] == name and "boot" in row] for name in ("zonemgr", "crun"))
     if ours and theirs:
         mine, other = (max(those, key=lambda row: (row["count"], row["jobs"])) for those in (ours, theirs))
         for kind, target in (("boot", 0.5), ("halt", 0.7)):
@@ -125,7 +125,7 @@ def text(programs: Sequence[Program], rows: Sequence[Mapping[str, Any]], rounds:
 
 
 def _bulk_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("what", "count", "jobs", "boot", "halt", "memory", "launcher", "list", "disturbed")
+    columns = ("what", "count", "jobs", "boot", "halt", "memory", "launcher", "list", "disturbed", "note")
     lines = [list(columns)]
     for row in rows:
         cells = [row.get(column, "") for column in columns]

@@ -171,6 +171,13 @@ def _skopeo() -> str:
     return "" if shutil.which("skopeo") else "there is no skopeo"
 
 
+def _ksm() -> str:
+    """A kernel that merges equal pages, and that tells of each process how many."""
+    if not Path("/proc/self/ksm_stat").exists():
+        return "there is no KSM, or it does not say of each process how many"
+    return "" if os.access("/sys/kernel/mm/ksm/run", os.W_OK) else "/sys is read-only"
+
+
 def _apparmor() -> str:
     """AppArmor, and the program that gives it profiles."""
     if not shutil.which("apparmor_parser", path="/usr/sbin:/sbin"):
@@ -193,6 +200,7 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "controllers": _controllers,
     "cpus": _cpus,
     "apparmor": _apparmor,
+    "ksm": _ksm,
     "quota": lambda: _quota("ext4", "32M", "-O", "project,quota"),
     "swap": lambda: _root() or _swap(),
     "xfs_quota": lambda: _quota("xfs", "320M"),

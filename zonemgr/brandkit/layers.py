@@ -27,7 +27,7 @@ from zonemgr.linux import mounts, namespaces
 from zonemgr.linux.overlay import LAYERS_MAX, assemble, opened
 from zonemgr.store import files, journal, zones
 from zonemgr.store.locks import FileLock
-from zonemgr.store.observe import observe
+from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.store.zones import Entry
 
@@ -92,7 +92,7 @@ def show(zone: ZoneInfo) -> None:
     mounts.set_propagation("/", mounts.PRIVATE, recursive=True)
     Path(work).mkdir(0o700, exist_ok=True)
     with opened(root, work, *entry.layers) as (root_fd, work_fd, *lower_fds):
-        if observe(layout, zone.zonename).state.active:
+        if state_of(layout, zone.zonename).active:
             mount_fd = assemble(None, [root_fd, *lower_fds])
         else:
             mount_fd = assemble((root_fd, work_fd), lower_fds)

@@ -21,7 +21,7 @@ from zonemgr.brandkit.zonepath import Say
 from zonemgr.errors import PlatformError, StateError, message
 from zonemgr.model.states import State
 from zonemgr.store import config, events, files, idranges, journal, zones
-from zonemgr.store.observe import observe
+from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.store.zones import Entry
 
@@ -81,7 +81,7 @@ def _copy(source: str, target: str, say: Say, tick: Tick) -> None:
 def _claim(layout: Layout, name: str) -> None:
     """Make the zone incomplete, unless a boot was faster.  Raises StateError."""
     zones.set_state(layout, name, State.INCOMPLETE)
-    state = observe(layout, name).state
+    state = state_of(layout, name)
     if state.active:
         raise StateError("the zone is {state}", state=state.label)
 

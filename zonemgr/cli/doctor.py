@@ -227,6 +227,15 @@ def _budgets(_: Layout) -> str:
     return ", ".join(f"{budget.sysctl.rpartition('.')[2]} {budget.found}" for budget in every[:3])
 
 
+def _merging(_: Layout) -> str:
+    """What the supervisors of many zones have in common can be held once."""
+    from zonemgr.linux import ksm
+
+    if not ksm.is_on():
+        raise ZoneError("off")
+    return "on"
+
+
 def _limits(_: Layout) -> str:
     """The controllers that only some limits need."""
     from zonemgr.linux.cgroup import detect
@@ -337,6 +346,12 @@ PROBES = (
         required=False,
     ),
     Probe("budgets of a user", _budgets, "raise these settings with sysctl, for good in /etc/sysctl.d", required=False),
+    Probe(
+        "merging of equal pages (KSM)",
+        _merging,
+        "echo 1 >/sys/kernel/mm/ksm/run before zones boot, and many zones need half the memory; off costs nothing else",
+        required=False,
+    ),
     Probe("bridge and veth", _links, "modprobe bridge veth; give this container CAP_NET_ADMIN"),
     Probe("IPv6", _ipv6, "boot without ipv6.disable=1", required=False),
     Probe("devpts", _filesystem("devpts"), "a kernel with CONFIG_UNIX98_PTYS"),

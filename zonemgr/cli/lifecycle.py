@@ -133,13 +133,13 @@ def require_root(verb: str) -> None:
 
 def converse(layout: Layout, talk: Conversation, request: Request) -> None:
     """One request to the supervisor, after the courtesy checks.  Raises ZoneError."""
-    from zonemgr.store.observe import observe
+    from zonemgr.store.observe import state_of
 
     zonename = talk.zonename
     name_check(request.verb, zonename)
     _mend(layout, talk)
-    seen = observe(layout, zonename)
-    client_check(request.verb, seen.state if seen.state.active else None, seen.state, request.force)
+    state = state_of(layout, zonename)
+    client_check(request.verb, state if state.active else None, state, request.force)
     talk.finish(_ask(layout, talk, request))
 
 

@@ -84,11 +84,11 @@ def _destroy(session: Session, seen: Observation, arguments: Sequence[str], forc
 def claim(layout: Layout, name: str, verb: str) -> None:
     """Make the zone incomplete, unless a boot was faster: it may have begun since we looked.  Raises StateError."""
     from zonemgr.store import zones
-    from zonemgr.store.observe import observe
+    from zonemgr.store.observe import state_of
 
     before = zones.read_entry(layout, name)
     zones.set_state(layout, name, State.INCOMPLETE)
-    state = observe(layout, name).state
+    state = state_of(layout, name)
     if state.active:
         zones.set_state(layout, name, before.state)
         zones.update_entry(layout, name, uuid=before.uuid)

@@ -36,12 +36,13 @@ from zonemgr.store import settings
 from zonemgr.store.files import make_directory
 from zonemgr.store.locks import FileLock
 from zonemgr.store.paths import Layout
-from zonemgr.wire import launch, start
+from zonemgr.supervisor import door
+from zonemgr.wire import interface, launch, start, varlink
 
 PREDECESSOR_S: Final = 10.0  # for one that leaves to be gone
 SPARE_GONE_S: Final = 2.0  # for a spare that is not needed any more to be gone
 FORKS_MAX: Final = 512  # at once; callers beyond them do without
-_LULL_MS: Final = 50  # nobody has come for so long while others were at work
+_LULL_MS: Final = 500  # nobody has come for so long while others were at work, longer than most of what there is to do
 _SPARED: Final = (Place.LAUNCHER, Place.SUPERVISORS)
 _EARLY: Final = launch.NAME + ".new"  # the socket's name until it is complete
 _CREDENTIALS: Final = 12
@@ -470,6 +471,8 @@ def _warm_up() -> None:
     """Do once what every fork would do at first: compile patterns, load the shipped brands, look at the host."""
     loader.preload()
     detect()
+    for name in (varlink.SERVICE, door.INTERFACE):
+        interface.load(name)
     for text in _SAMPLES:
         Zone.from_table(tomllib.loads(text), filename="sample", zonename="sample", default_zonepath="/sample")
 

@@ -33,6 +33,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "syncfs": (c_int,),
     "personality": (c_ulong,),
     "prctl": (c_int, c_ulong, c_ulong, c_ulong, c_ulong),
+    "madvise": (c_void_p, c_size_t, c_int),
     "capget": (c_void_p, c_void_p),
     "capset": (c_void_p, c_void_p),
     "inotify_init1": (c_int,),

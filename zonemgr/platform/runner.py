@@ -42,7 +42,7 @@ def _make_cgroup(_op: plan.MakeCgroup, stage: Stage) -> None:
 
 
 def _start_zsched(op: plan.StartZsched, stage: Stage) -> None:
-    stage.set_born(stage.start_zsched(op.hostname))
+    stage.expect(stage.start_zsched(op.hostname))
 
 
 def _sysctls(op: plan.Sysctls, stage: Stage) -> None:
@@ -186,10 +186,11 @@ def run(
                 stage.finish_filters()  # no link is ever without what it is held to
             _PLACES[place](members, stage, ledger, step)
     except BaseException as error:
-        try:
-            stage.finish_filters()  # a batch must have ended before anybody undoes it
-        except ZoneError as second:
-            error.add_note(second.text)
+        for finish in (stage.finish_filters, stage.finish_birth):  # nothing may be under way when it is undone
+            try:
+                finish()
+            except (ZoneError, OSError) as second:
+                error.add_note(str(second))
         raise
     stage.finish_filters()
 

@@ -51,7 +51,7 @@ class Stage:
     uid_base: int
     privileged: bool
     cgroup: ZoneCgroup
-    start_zsched: Callable[[str], Born]  # host name of the zone -> what was born
+    start_zsched: Callable[[str], Callable[[], Born]]  # host name of the zone -> what waits for the birth
     keep_console: Callable[[int, int], None]  # master, slave
     seal: Callable[[], None]
     say: Callable[[str], None]
@@ -63,6 +63,7 @@ class Stage:
     sealed_only: bool = False  # there is no M0: a mount made now would be the zone's to loosen
     filters: Callable[[], None] | None = None  # waits for a batch of the packet filter that is under way
     _born: Born | None = None
+    _birth: Callable[[], Born] | None = None  # waits for a birth that is under way
     limits: dict[str, AppliedLimit] = field(default_factory=dict)
     rlimits: dict[str, str] = field(default_factory=dict)  # name -> "soft:hard"
     oom_score_adj: int | None = None
@@ -70,16 +71,31 @@ class Stage:
 
     @property
     def born(self) -> Born:
-        """What zsched made; an op that needs it before it exists is a bug of the plan."""
-        assert self._born is not None
+        """What zsched made, waited for by the first op that needs it; before its start that is a bug of the plan.
+
+        PlatformError when the birth failed.
+        """
+        if self._born is None:
+            assert self._birth is not None
+            birth, self._birth = self._birth, None
+            self._born = birth()
         return self._born
 
     def applied(self, limit: AppliedLimit) -> None:
         """Note what became of a limit, for the zone's record; a later one of the same name replaces it."""
         self.limits[limit.name] = limit
 
+    def expect(self, birth: Callable[[], Born]) -> None:
+        """zsched has been started, and makes what ``birth`` waits for."""
+        self._birth = birth
+
     def set_born(self, born: Born) -> None:
         self._born = born
+
+    def finish_birth(self) -> None:
+        """Wait for a birth, if one is under way; raises what it met."""
+        if self._birth is not None:
+            _ = self.born
 
     @property
     def has_born(self) -> bool:

@@ -58,8 +58,17 @@ def living_state(instance: Instance) -> State | None:
 
 
 def state_of(layout: Layout, zonename: str) -> State:
-    """The zone's state.  NoSuchZoneError when it is not configured."""
-    return observe(layout, zonename).state
+    """The zone's state.  NoSuchZoneError when it is neither configured nor alive."""
+    return life_of(layout, zonename)[0]
+
+
+def life_of(layout: Layout, zonename: str) -> tuple[State, Instance | None]:
+    """The zone's state and the record of its life, for which its configuration, some milliseconds, is not read.
+
+    NoSuchZoneError when it is neither configured nor alive.
+    """
+    instance, living = _life(layout, zonename)
+    return (zones.recorded(layout, zonename).state if living is None else living), instance
 
 
 def observe(layout: Layout, zonename: str) -> Observation:

@@ -8,6 +8,7 @@ repaired.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -150,12 +151,20 @@ def _known(layout: Layout) -> Iterator[tuple[str, Entry]]:
 
 def _overlaps(layout: Layout, zone: Zone) -> Iterator[str]:
     """Another zone that has files there would be destroyed with this one, or hold it."""
-    mine = os.path.realpath(zone.zonepath)
+    real_parent = functools.cache(os.path.realpath)  # most have the same one
+
+    def real(path: str) -> str:
+        parent, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        return os.path.join(real_parent(parent), name)
+
+    mine = real(zone.zonepath)
     for name, other in _known(layout):
         if name == zone.zonename or other.state is State.CONFIGURED or not other.zonepath:
             continue
-        theirs = os.path.realpath(other.zonepath)
-        if os.path.commonpath((mine, theirs)) in (mine, theirs):
+        theirs = real(other.zonepath)
+        if mine == theirs or f"{mine}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{mine}/"):
             yield f"{zone.zonepath} overlaps {other.zonepath}, the zonepath of zone {name}."
 
 

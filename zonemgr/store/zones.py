@@ -151,9 +151,7 @@ def read_entry(layout: Layout, name: str) -> Entry:
 
     Raises NoSuchZoneError, and PlatformError for a damaged entry.
     """
-    if not exists(layout, name):
-        raise NoSuchZoneError(name)
-    return configured(layout, _stored(layout, name))
+    return configured(layout, recorded(layout, name))
 
 
 def configured(layout: Layout, entry: Entry) -> Entry:
@@ -170,6 +168,16 @@ def configured(layout: Layout, entry: Entry) -> Entry:
         label=zone.label,
         claims=network.claims(zone),
     )
+
+
+def recorded(layout: Layout, name: str) -> Entry:
+    """The entry as it is on disk: brand, zonepath and the like may have changed in the configuration since.
+
+    Raises as ``read_entry`` does.
+    """
+    if not exists(layout, name):
+        raise NoSuchZoneError(name)
+    return _stored(layout, name)
 
 
 def _stored(layout: Layout, name: str) -> Entry:

@@ -6,6 +6,8 @@ A plan is composed and run against a zsched that is born for it; a failure takes
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 
 from zonemgr.brandkit import verify as brands
 from zonemgr.errors import PlatformError, ZoneError
@@ -172,8 +174,10 @@ class _Builder:
             shifted=zones.read_entry(transition.layout, transition.zonename).idmap_marker is not None,
         )
 
-    def start_zsched(self, hostname: str) -> Born:
-        """Have zsched forked into its cgroup, where it gives birth to process 1; write the maps; record both."""
+    def start_zsched(self, hostname: str) -> Callable[[], Born]:
+        """Have zsched forked into its cgroup, where it gives birth to process 1.  What is returned waits for that,
+        writes the maps and records both.
+        """
         cgroup, instance = self.transition.cgroup, self.instance
         ours, theirs = packets.pair()
         folder_fd = os.open(self.transition.layout.zone_run(instance.zonename), os.O_PATH | os.O_CLOEXEC)
@@ -190,11 +194,14 @@ class _Builder:
         listener.close()
         theirs.close()
         ours.settimeout(30)
-        answer = packets.receive(ours)
+        self.anchor = Anchor(ours)
+        return lambda: self._await_birth(ours, hostname)
+
+    def _await_birth(self, zsched: socket.socket, hostname: str) -> Born:
+        answer = packets.receive(zsched)
         if answer is None or "born" not in answer[0]:
             why = answer[0].get("text") if answer else "zsched died"
             raise PlatformError("cannot make the zone's namespaces: {why}", why=why)
-        self.anchor = Anchor(ours)
         return self._adopt_birth(int(answer[0]["zsched"]), hostname)
 
     def _adopt_birth(self, zsched_pid: int, hostname: str) -> Born:

@@ -20,7 +20,7 @@ from zonemgr.store import files, zones
 from zonemgr.store import instance as instances
 from zonemgr.store.instance import Phase
 from zonemgr.store.locks import FileLock
-from zonemgr.store.observe import observe
+from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.supervisor import log
 
@@ -195,9 +195,9 @@ def _check(layout: Layout, zonename: str) -> None:
     """The checks before anything is made, each with its own message."""
     if zonename == GLOBAL_ZONE:
         raise ZoneError("cannot manage the global zone")
-    seen = observe(layout, zonename)
-    if seen.state < State.INCOMPLETE:
-        raise ZoneError("cannot manage a zone which is in state '{state}'", state=seen.state.label)
+    state = state_of(layout, zonename)
+    if state < State.INCOMPLETE:
+        raise ZoneError("cannot manage a zone which is in state '{state}'", state=state.label)
     if os.geteuid() != 0 or "sys_admin" not in caps.effective("self"):
         raise ZoneError("You lack sufficient privilege to run this command (all privs required)")
     folder = layout.zone_run(zonename)
@@ -279,7 +279,7 @@ def _warn(layout: Layout, zonename: str, starter: Starter) -> None:
     instance = instances.read(layout, zonename)
     if instance is None or instance.phase is Phase.MAKING:
         return
-    state = observe(layout, zonename).state
+    state = state_of(layout, zonename)
     if state > State.INSTALLED:
         starter.say(
             message(

@@ -16,17 +16,17 @@ from collections import deque
 from typing import Any, Final
 
 from zonemgr.errors import ConfigError, ZoneError, message, speak, speaking
-from zonemgr.linux import process
+from zonemgr.linux import ksm, process
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model.brandspec import Fate, RestartPolicy
 from zonemgr.model.grid import Already, Procedure, Refuse, Run, Step, decide
 from zonemgr.model.states import BOOTARGS_MAX, Command, Notice, State
 from zonemgr.store import change, events, files, readiness, settings
 from zonemgr.store import instance as instances
-from zonemgr.store.instance import Phase
+from zonemgr.store.instance import Instance, Phase
 from zonemgr.store.ledger import Ledger
 from zonemgr.store.locks import FileLock
-from zonemgr.store.observe import Observation, observe
+from zonemgr.store.observe import Observation, life_of, observe, state_of
 from zonemgr.store.paths import Layout
 from zonemgr.supervisor import flight, guard, log, zsched
 from zonemgr.supervisor import worker as workers
@@ -71,6 +71,7 @@ class Supervisor:
         self.reverting: Timer | None = None
         self.asked = False
         self.leaving = False
+        self.offered = False  # our memory, to be merged with that of others
         self.run_fd = os.open(layout.zone_run(zonename), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.console = Console(
             self.loop,
@@ -113,6 +114,9 @@ class Supervisor:
             return
         if self._state() < State.READY:
             self._leave()
+        elif not self.offered:
+            self.offered = True
+            ksm.offer()
 
     def _leave(self) -> None:
         """Take the door away first."""
@@ -125,7 +129,7 @@ class Supervisor:
 
     def _state(self) -> State:
         try:
-            return observe(self.layout, self.zonename).state
+            return state_of(self.layout, self.zonename)
         except ZoneError:
             return State.CONFIGURED  # it was deleted meanwhile
 
@@ -301,13 +305,11 @@ class Supervisor:
 
     def _begin(self, request: Request) -> None:
         speak(request.locale)  # for all that is said until the next request begins, in the worker too
-        seen = _observed(self.layout, self.zonename)
-        state = seen.state if seen else State.CONFIGURED
+        state, instance = _life_of(self.layout, self.zonename)
         if request.command is None:
             self._start(request, state, None)
             return
         if request.generation is not None:
-            instance = seen.instance if seen else None
             if instance is None or instance.generation != request.generation or not state.active:
                 return  # the life that it speaks of is over
             if instance.phase is Phase.HALTING:
@@ -620,6 +622,13 @@ def _observed(layout: Layout, zonename: str) -> Observation | None:
         return observe(layout, zonename)
     except ZoneError:
         return None
+
+
+def _life_of(layout: Layout, zonename: str) -> tuple[State, Instance | None]:
+    try:
+        return life_of(layout, zonename)
+    except ZoneError:
+        return State.CONFIGURED, None
 
 
 def successor_command(layout: Layout, zonename: str) -> tuple[str, ...]:

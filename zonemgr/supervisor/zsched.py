@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from zonemgr.linux import caps, mounts, namespaces, process
+from zonemgr.linux import caps, ksm, mounts, namespaces, process
 from zonemgr.supervisor import stub
 from zonemgr.supervisor.notices import Notices
 from zonemgr.wire import packets, peers
@@ -228,6 +228,8 @@ class Zsched:
             )
             if ended:
                 self._announce_exit()
+            else:
+                ksm.offer()  # from here on there is little to do
             return
         packets.send(client, answer[0])
 

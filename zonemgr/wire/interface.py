@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -227,6 +228,7 @@ def parse(text: str) -> Interface:
     return Interface(name, text, types, methods, errors)
 
 
+@cache
 def load(name: str) -> Interface:
-    """The interface of that name, from the file beside this one."""
+    """The interface of that name, from the file beside this one, which is read once in a process."""
     return parse((Path(__file__).parent / f"{name}.varlink").read_text("utf-8"))
