@@ -4,19 +4,19 @@
 a frame came in by, so that nothing a zone writes into a frame can lead past it.  ``inet`` translates addresses on the
 way out and leads forwarded ports in: rules that never change, and maps and sets to which a zone's elements are added.
 
-What one zone has there is added in one batch, and each op is undone by itself, so that a running zone can be changed.
-The tables are made by the first batch that misses them.  Tables of others are never touched, but for ``admit``, which
-the settings have to ask for.  Whether traffic passes in the end is for all base chains to say: an accept of ours does
-not overrule another's drop.  That is why ``Admit`` exists, and why ``filtertrace`` finds the rule that decides.
+What one zone has there is added in one batch of messages (``nfnetlink``), and each op is undone by itself, so that a
+running zone can be changed.  The tables are made by nft(8), when a batch misses them.  Tables of others are never
+touched, but for ``admit``, which the settings have to ask for.  Whether traffic passes in the end is for all base
+chains to say: an accept of ours does not overrule another's drop.  That is why ``Admit`` exists, and why
+``filtertrace`` finds the rule that decides.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from zonemgr.errors import PlatformError, message
@@ -88,50 +88,41 @@ add rule inet {name} postrouting oifname != @bridges ip6 saddr @inside6 masquera
 # -- what an op adds and takes away -----------------------------------------------------------------------------
 
 
-def additions(op: plan.Op, name: str) -> list[str]:
-    """The commands that do a filter op.  Doing it again changes nothing."""
+def additions(op: plan.Op, name: str) -> list[nfnetlink.Chain | nfnetlink.Rule | nfnetlink.Element]:
+    """What does a filter op.  Doing it again changes nothing."""
     match op:
         case plan.Guard():
-            chain = f"bridge {name} {_chain(op)}"
-            return [
-                f"add chain {chain}",
-                f"flush chain {chain}",
-                *(f"add rule {chain} {rule}" for rule in guard_rules(op)),
-                f'add element bridge {name} links {{ "{op.link}" : goto {_chain(op)} }}',
-            ]
+            chain = nfnetlink.Chain(nfnetlink.BRIDGE, name, _chain(op))
+            link = nfnetlink.Element(nfnetlink.BRIDGE, name, "links", nfnetlink.link_key(op.link), goto=_chain(op))
+            return [chain, *(rule.of(op, name) for rule in guard_rules(op)), link]
         case plan.Translate():
-            return [
-                f'add element inet {name} bridges {{ "{op.bridge}" }}',
-                *(f"add element {element}" for element in _inside(op, name)),
-            ]
+            return [_bridge(op.bridge, name), *_inside(op, name)]
         case plan.Forward():
-            return [
-                f'add element inet {name} bridges {{ "{op.bridge}" }}',
-                *([f"add element inet {name} loopback6 {{ ::1 }}"] if op.loopback6 else []),
-                *(f"add element {element}" for element in _forward(op, name)),
-            ]
+            loopback = nfnetlink.Element(nfnetlink.INET, name, "loopback6", _packed("::1"))
+            return [_bridge(op.bridge, name), *([loopback] if op.loopback6 else []), *_forward(op, name)]
     raise AssertionError(op.kind)
 
 
 def removals(op: plan.Op, name: str) -> list[str]:
-    """The commands that undo a filter op.  Each adds first: what is not there can be taken away as well."""
-    match op:
-        case plan.Guard():
-            chain = f"bridge {name} {_chain(op)}"
-            element = f'bridge {name} links {{ "{op.link}" : goto {_chain(op)} }}'
-            return [
-                f"add chain {chain}",
-                f"add element {element}",
-                f"delete element {element}",
-                f"flush chain {chain}",
-                f"delete chain {chain}",
-            ]
-        case plan.Translate():
-            elements = _inside(op, name)
-        case plan.Forward():
-            elements = _forward(op, name)
-        case _:
-            raise AssertionError(op.kind)
+    """The commands of nft(8) that undo a filter op.  Each adds first: what is not there can be taken away as well."""
+    if isinstance(op, plan.Guard):
+        chain = f"bridge {name} {_chain(op)}"
+        element = f'bridge {name} links {{ "{op.link}" : goto {_chain(op)} }}'
+        return [
+            f"add chain {chain}",
+            f"add element {element}",
+            f"delete element {element}",
+            f"flush chain {chain}",
+            f"delete chain {chain}",
+        ]
+    if isinstance(op, plan.Translate):
+        places = [(f"inside{_version(address)}", address) for address in op.addresses]
+    else:
+        assert isinstance(op, plan.Forward)
+        at = f" . {op.address}" if op.address else ""
+        key = f"{op.protocol}{at} . {op.port}"
+        places = [(_forward_map(op, target), f"{key} : {target} . {op.to_port}") for target in op.to]
+    elements = [f"inet {name} {place} {{ {element} }}" for place, element in places]
     return [f"{verb} element {element}" for element in elements for verb in ("add", "delete")]
 
 
@@ -142,22 +133,39 @@ def remains(op: plan.Op, name: str) -> list[nfnetlink.Chain | nfnetlink.Element]
             element = nfnetlink.Element(nfnetlink.BRIDGE, name, "links", nfnetlink.link_key(op.link))
             return [element, nfnetlink.Chain(nfnetlink.BRIDGE, name, _chain(op))]
         case plan.Translate():
-            packed = map(_packed, op.addresses)
-            return [
-                nfnetlink.Element(nfnetlink.INET, name, f"inside{4 if len(key) == 4 else 6}", key) for key in packed
-            ]
+            return list(_inside(op, name))
         case plan.Forward():
-            return [nfnetlink.Element(nfnetlink.INET, name, *_forward_key(op, target)) for target in op.to]
+            return list(_forward(op, name))
     raise AssertionError(op.kind)
 
 
-def _forward_key(op: plan.Forward, target: str) -> tuple[str, bytes]:
-    """The map that has the forward to this target, and the key there."""
+def _bridge(link: str, name: str) -> nfnetlink.Element:
+    return nfnetlink.Element(nfnetlink.INET, name, "bridges", nfnetlink.link_key(link))
+
+
+def _inside(op: plan.Translate, name: str) -> Iterator[nfnetlink.Element]:
+    comment = _comment(op.zonename)
+    for address in op.addresses:
+        place = f"inside{_version(address)}"
+        yield nfnetlink.Element(nfnetlink.INET, name, place, _packed(address), comment=comment)
+
+
+def _forward(op: plan.Forward, name: str) -> Iterator[nfnetlink.Element]:
     protocol = bytes([getattr(socket, f"IPPROTO_{op.protocol.upper()}")])
     at = [_packed(op.address)] if op.address else []
-    place = "-at" if op.address else ""
     key = nfnetlink.key(protocol, *at, op.port.to_bytes(2, "big"))
-    return f"forward{place}{6 if network.is_v6(target) else 4}", key
+    for target in op.to:
+        data = nfnetlink.key(_packed(target), op.to_port.to_bytes(2, "big"))
+        place, comment = _forward_map(op, target), _comment(op.zonename)
+        yield nfnetlink.Element(nfnetlink.INET, name, place, key, data=data, comment=comment)
+
+
+def _forward_map(op: plan.Forward, target: str) -> str:
+    return f"forward{'-at' if op.address else ''}{_version(target)}"
+
+
+def _version(address: str) -> int:
+    return 6 if network.is_v6(address) else 4
 
 
 def _packed(address: str) -> bytes:
@@ -169,118 +177,151 @@ def _chain(op: plan.Guard) -> str:
 
 
 def _comment(zonename: str, why: str = "") -> str:
-    return f'comment "zone {zonename}{": " if why else ""}{why}"'
-
-
-def _inside(op: plan.Translate, name: str) -> list[str]:
-    return [
-        f"inet {name} inside{6 if network.is_v6(address) else 4} {{ {address} {_comment(op.zonename)} }}"
-        for address in op.addresses
-    ]
-
-
-def _forward(op: plan.Forward, name: str) -> list[str]:
-    elements = []
-    for target in op.to:
-        family = 6 if network.is_v6(target) else 4
-        place = f"-at{family}" if op.address else f"{family}"
-        at = f" . {op.address}" if op.address else ""
-        key = f"{op.protocol}{at} . {op.port} {_comment(op.zonename)}"
-        elements.append(f"inet {name} forward{place} {{ {key} : {target} . {op.to_port} }}")
-    return elements
+    return f"zone {zonename}{': ' if why else ''}{why}"
 
 
 # -- guarding a link --------------------------------------------------------------------------------------------
 
+# What a rule may look at, in the names of nft(8).
+_LOADS: Final = {
+    "ether saddr": nfnetlink.payload(nfnetlink.LINK, 6, 6),
+    "ether type": nfnetlink.payload(nfnetlink.LINK, 12, 2),
+    "arp saddr ether": nfnetlink.payload(nfnetlink.NETWORK, 8, 6),
+    "arp saddr ip": nfnetlink.payload(nfnetlink.NETWORK, 14, 4),
+    "ip saddr": nfnetlink.payload(nfnetlink.NETWORK, 12, 4),
+    "ip6 saddr": nfnetlink.payload(nfnetlink.NETWORK, 8, 16),
+    "sport": nfnetlink.payload(nfnetlink.TRANSPORT, 0, 2),
+    "icmpv6 type": nfnetlink.payload(nfnetlink.TRANSPORT, 0, 1),
+    "nd target": nfnetlink.payload(nfnetlink.TRANSPORT, 8, 16),  # nft has no name for it before 1.0.9
+    "protocol": nfnetlink.meta(nfnetlink.PROTOCOL),
+    "l4proto": nfnetlink.meta(nfnetlink.L4PROTO),
+}
+_IPV4, _ARP, _IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
+_UDP, _ICMPV6 = b"\x11", b"\x3a"
+_ROUTER_SOLICIT, _ROUTER_ADVERT, _NEIGHBOR_SOLICIT, _NEIGHBOR_ADVERT, _REDIRECT, _LISTENER_REPORT = (
+    bytes([kind]) for kind in (133, 134, 135, 136, 137, 143)
+)
 
-def guard_rules(op: plan.Guard) -> Iterator[str]:
+
+@dataclass(frozen=True, slots=True)
+class GuardRule:
+    """A rule of a link's chain: it drops, for a reason, or accepts."""
+
+    matches: tuple[nfnetlink.Match, ...]
+    why: str = ""
+
+    def of(self, op: plan.Guard, name: str) -> nfnetlink.Rule:
+        """The rule in the link's own chain."""
+        verdict, comment = (nfnetlink.DROP, _comment(op.zonename, self.why)) if self.why else (nfnetlink.ACCEPT, "")
+        return nfnetlink.Rule(nfnetlink.BRIDGE, name, _chain(op), self.matches, verdict, comment)
+
+
+def guard_rules(op: plan.Guard) -> Iterator[GuardRule]:
     """The rules of a link's chain: every frame that the zone sends passes them, wherever it is going."""
-
-    def drop(match: str, why: str) -> str:
-        return f"{match} drop {_comment(op.zonename, why)}"
-
+    mac = bytes.fromhex(op.mac.replace(":", ""))
     if "mac-nospoof" in op.protections:
-        yield drop(f"ether saddr != {op.mac}", "mac-nospoof")
-        yield drop(f"ether type arp arp saddr ether != {op.mac}", "mac-nospoof")
+        yield GuardRule((_differs("ether saddr", mac),), "mac-nospoof")
+        yield GuardRule((_is("ether type", _ARP), _differs("arp saddr ether", mac)), "mac-nospoof")
     if "ip-nospoof" in op.protections or "restricted" in op.protections:
         # Also tagged frames, which a receiver could read as untagged ones.
-        yield drop(_none_of("ether type", ETHER_TYPES), "only IPv4, IPv6 and ARP")
+        others = tuple(_differs("ether type", kind) for kind in (_IPV4, _IPV6, _ARP))
+        yield GuardRule(others, "only IPv4, IPv6 and ARP")
     if "dhcp-nospoof" in op.protections:
-        for family, port in DHCP_SERVERS:
-            yield drop(f"ether type {family} udp sport {port}", "dhcp-nospoof")
-        for kind in ("nd-router-advert", "nd-redirect"):
-            yield drop(f"ether type ip6 icmpv6 type {kind}", "dhcp-nospoof")
+        for family, port in ((_IPV4, 67), (_IPV6, 547)):
+            server = _is("sport", port.to_bytes(2, "big"))
+            yield GuardRule((_is("ether type", family), _is("l4proto", _UDP), server), "dhcp-nospoof")
+        for kind in (_ROUTER_ADVERT, _REDIRECT):
+            yield GuardRule(_icmpv6(kind), "dhcp-nospoof")
     if "ip-nospoof" in op.protections:
-        yield from _held_to_addresses(op, drop)
+        yield from _held_to_addresses(op)
 
 
-def _held_to_addresses(op: plan.Guard, drop: object) -> Iterator[str]:
-    assert callable(drop)
+def _held_to_addresses(op: plan.Guard) -> Iterator[GuardRule]:
     four = network.family_of(op.sources, v6=False)
     six = (*network.family_of(op.sources, v6=True), network.link_local(op.mac))
-    yield drop("ether type arp " + _none_of("arp saddr ip", ("0.0.0.0", *four)), "ip-nospoof")
-    yield drop(_none_of("ip saddr", four) if four else "ether type ip", "ip-nospoof")
+    ours = _none_of("arp saddr ip", ("0.0.0.0", *four), nfnetlink.IPV4_ADDRESS)
+    yield GuardRule((_is("ether type", _ARP), *ours), "ip-nospoof")
+    ours = _none_of("ip saddr", four, nfnetlink.IPV4_ADDRESS)
+    yield GuardRule((_is("protocol", _IPV4), *ours), "ip-nospoof")
     # The unspecified address asks whether an address is free, for routers, and tells of groups: nothing else.
-    for kind in ("nd-router-solicit", "nd-neighbor-solicit", "mld2-listener-report"):
-        yield f"ip6 saddr :: icmpv6 type {kind} accept"
-    yield drop(_none_of("ip6 saddr", six), "ip-nospoof")
+    for kind in (_ROUTER_SOLICIT, _NEIGHBOR_SOLICIT, _LISTENER_REPORT):
+        unspecified = _is("ip6 saddr", bytes(16))
+        yield GuardRule((_is("protocol", _IPV6), unspecified, _is("l4proto", _ICMPV6), _is("icmpv6 type", kind)))
+    ours = _none_of("ip6 saddr", six, nfnetlink.IPV6_ADDRESS)
+    yield GuardRule((_is("protocol", _IPV6), *ours), "ip-nospoof")
     for source in six:
-        yield f"icmpv6 type nd-neighbor-advert {_advertised(source)} accept"
-    yield drop("icmpv6 type nd-neighbor-advert", "ip-nospoof")
+        yield GuardRule((*_icmpv6(_NEIGHBOR_ADVERT), _address("nd target", source, equal=True)))
+    yield GuardRule(_icmpv6(_NEIGHBOR_ADVERT), "ip-nospoof")
 
 
-def _none_of(what: str, values: Sequence[str]) -> str:
-    """A match for everything else.  Not by a set without a name, as long as there are few: nft reads all sets of a
-    table before it adds to one, and six for each link would make the thousandth zone's batch five times the first's.
+def _is(what: str, value: bytes) -> nfnetlink.Match:
+    return nfnetlink.Match(_LOADS[what], value)
+
+
+def _differs(what: str, value: bytes) -> nfnetlink.Match:
+    return nfnetlink.Match(_LOADS[what], value, equal=False)
+
+
+def _icmpv6(kind: bytes) -> tuple[nfnetlink.Match, ...]:
+    return _is("ether type", _IPV6), _is("l4proto", _ICMPV6), _is("icmpv6 type", kind)
+
+
+def _none_of(what: str, addresses: Sequence[str], kind: int) -> Iterator[nfnetlink.Match]:
+    """Every address but these, which may be networks.  Not by a set without a name, as long as there are few: nft(8)
+    reads all sets of a table before it does anything.
     """
-    if len(values) > FEW:
-        return f"{what} != {{ {', '.join(values)} }}"
-    return " ".join(f"{what} != {value}" for value in values)
+    single = [address for address in addresses if "/" not in address]
+    if len(single) > FEW:
+        values = nfnetlink.Values(kind, tuple(dict.fromkeys(map(_packed, single))))
+        yield nfnetlink.Match(_LOADS[what], values, equal=False)
+        addresses = [address for address in addresses if "/" in address]
+    for address in addresses:
+        yield _address(what, address, equal=False)
 
 
-def _advertised(source: str) -> str:
-    """The target of a neighbour advertisement, 64 bits into it; nft has no name for it before 1.0.9."""
-    net = ipaddress.IPv6Network(source)
-    bits = max(net.prefixlen, 1)
-    return f"@th,64,{bits} 0x{int(net.network_address) >> (128 - bits):x}"
+def _address(what: str, address: str, *, equal: bool) -> nfnetlink.Match:
+    """An address, or a network."""
+    bare, _, prefix = address.partition("/")
+    value = _packed(bare)
+    bits = int(prefix or 8 * len(value))
+    if bits == 8 * len(value):
+        return nfnetlink.Match(_LOADS[what], value, equal)
+    mask = ((1 << bits) - 1 << 8 * len(value) - bits).to_bytes(len(value), "big")
+    return nfnetlink.Match(_LOADS[what], bytes(a & b for a, b in zip(value, mask, strict=True)), equal, mask)
 
 
 # -- doing and undoing ------------------------------------------------------------------------------------------
 
 
 # The families that see what the host passes on; our own chain for each link is in another.
-_LIST_OTHERS: Final = "".join(f"\nlist chains {family}" for family in ("inet", "ip", "ip6")) + "\n"
+_PASSING: Final = (nfnetlink.INET, nfnetlink.IPV4, nfnetlink.IPV6)
 
 
-def start(ops: Iterable[plan.Op], stage: Stage) -> Callable[[], None]:
-    """Begin to do filter ops, in one batch; what is returned waits for its end, and raises what it met.
+def add(ops: Iterable[plan.Op], stage: Stage) -> None:
+    """Do filter ops, all or none.  Without nft, what nobody asked for is left out, with a warning.
 
-    nft takes as long as the mounts of a zone, and need not wait for them.  Without nft, what nobody asked for is left
-    out, with a warning.
+    Raises PlatformError.
     """
     ops = list(ops)
     if nft.program() is None:
         _without_nft(ops, stage)
-        return lambda: None
-    name = table(stage.layout.suffix)
-    text = "\n".join(line for op in ops for line in additions(op, name)) + _LIST_OTHERS
-    batch = nft.Batch(text)
-    return lambda: _finish(batch, text, ops, stage)
-
-
-def _finish(batch: nft.Batch, text: str, ops: list[plan.Op], stage: Stage) -> None:
+        return
     name = table(stage.layout.suffix)
     try:
         try:
-            listing = batch.wait()
-        except nft.Refusal:  # the tables are not there yet, or somebody has flushed them
-            _remember(stage.layout, name)
-            listing = nft.run(skeleton(name) + text)
-    except nft.Refusal as error:
-        raise PlatformError("cannot filter the zone's network: {why}", why=error.text) from None
-    if _others_filter(listing, name):
+            _add(ops, name)
+        except FileNotFoundError:  # the tables are not there yet, or somebody has flushed them
+            restore(ops, stage.layout)
+        passing = set[str]().union(*(nfnetlink.tables_with_hook(family, nfnetlink.HOOK_FORWARD) for family in _PASSING))
+    except (OSError, nft.Refusal) as error:
+        raise PlatformError("cannot filter the zone's network: {why}", why=error) from None
+    if passing - {name}:  # somebody else looks at it too, and what they do to it is worth a closer look
         for text in warnings(ops):
             stage.say(text)
+
+
+def _add(ops: Iterable[plan.Op], name: str) -> None:
+    nfnetlink.add([thing for op in ops for thing in additions(op, name)])
 
 
 def complete(ops: Iterable[plan.Op], suffix: str) -> bool:
@@ -299,17 +340,11 @@ def complete(ops: Iterable[plan.Op], suffix: str) -> bool:
 
 
 def restore(ops: Iterable[plan.Op], layout: Layout) -> None:
-    """Make the tables and what the ops have in them anew."""
+    """Make the tables and what the ops have in them anew.  Raises PlatformError, OSError."""
     name = table(layout.suffix)
     _remember(layout, name)
-    nft.run(skeleton(name) + "\n".join(line for op in ops for line in additions(op, name)) + "\n")
-
-
-def _others_filter(listing: str, name: str) -> bool:
-    """Whether somebody else looks at what the host passes on; what they do to it is worth a closer look then."""
-    lists = [json.loads(line)["nftables"] for line in listing.splitlines() if line]
-    chains = (item["chain"] for items in lists for item in items if "chain" in item)
-    return any(chain.get("hook") == "forward" and chain["table"] != name for chain in chains)
+    nft.run(skeleton(name))
+    _add(ops, name)
 
 
 def warnings(ops: Iterable[plan.Op]) -> Iterator[str]:

@@ -181,18 +181,13 @@ def run(
     """
     try:
         for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
-            members = tuple(op for _place, op in group)
-            if place is _Place.FILTER or any(isinstance(op, plan.Veth) for op in members):
-                stage.finish_filters()  # no link is ever without what it is held to
-            _PLACES[place](members, stage, ledger, step)
+            _PLACES[place](tuple(op for _place, op in group), stage, ledger, step)
     except BaseException as error:
-        for finish in (stage.finish_filters, stage.finish_birth):  # nothing may be under way when it is undone
-            try:
-                finish()
-            except (ZoneError, OSError) as second:
-                error.add_note(str(second))
+        try:
+            stage.finish_birth()  # nothing may be under way when it is undone
+        except (ZoneError, OSError) as second:
+            error.add_note(str(second))
         raise
-    stage.finish_filters()
 
 
 class _Place(enum.Enum):
@@ -242,7 +237,7 @@ def _filter(ops: Sequence[plan.Op], stage: Stage, ledger: Ledger, step: Step | N
         ledger.record(op.to_json())
         if step is not None:
             step(op)
-    stage.filters = firewall.start(ops, stage)
+    firewall.add(ops, stage)
 
 
 _PLACES = {
@@ -262,7 +257,7 @@ def act(op: plan.Op, stage: Stage) -> None:
             with inside(stage):
                 _act(op, _INSIDE[type(op)], stage)
         case _Place.FILTER:
-            firewall.start([op], stage)()
+            firewall.add([op], stage)
         case _Place.OUTSIDE:
             _act(op, _OUTSIDE[type(op)], stage)
 

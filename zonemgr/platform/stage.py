@@ -61,7 +61,6 @@ class Stage:
     sealed: bool = False  # M0 holds nothing of the host's tree any more
     lazily: bool = False  # a mount that is in use is detached all the same
     sealed_only: bool = False  # there is no M0: a mount made now would be the zone's to loosen
-    filters: Callable[[], None] | None = None  # waits for a batch of the packet filter that is under way
     _born: Born | None = None
     _birth: Callable[[], Born] | None = None  # waits for a birth that is under way
     limits: dict[str, AppliedLimit] = field(default_factory=dict)
@@ -105,12 +104,6 @@ class Stage:
         """The socket that init notifies is the caller's from now on; empty when there is none."""
         taken, self.notify_fd = self.notify_fd, -1
         return (taken,) if taken >= 0 else ()
-
-    def finish_filters(self) -> None:
-        """Wait for a batch of the packet filter, if one is under way; raises what it met."""
-        if self.filters is not None:
-            wait, self.filters = self.filters, None
-            wait()
 
     def close(self) -> None:
         """Close what the run has opened."""

@@ -80,7 +80,9 @@ def _zonepath(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) 
     if not path.startswith("/"):
         yield f"{path} is not an absolute path."
         return
-    yield from _overlaps(layout, zone)
+    # Places that zones have by default do not overlap: whoever has another is asked to keep off when it comes up.
+    if command not in BRINGS_UP or path != str(layout.zonepath(zone.zonename)):
+        yield from _overlaps(layout, zone)
     missing = not os.path.lexists(path)
     if missing:
         if command in MAKES_ZONEPATH:
