@@ -4,11 +4,11 @@ The work goes to the launcher, whose fork does it with our descriptors, words, e
 our child: signals that reach us reach it, its exit status is ours, and our death is its hang-up.  Where there is no
 launcher, or none that could pass for us, this process does the work itself; nothing is written twice.
 
-Imports nothing that a bare interpreter has not loaded but ``wire.launch`` (and ``_socket``, ``_signal``): not even
-``__future__``, which is a module like any other, looked for in three folders.
+Imports nothing that a bare interpreter has not built in but ``wire.launch``: ``posix`` and ``_signal`` in place of
+``os`` and ``signal``, and not even ``__future__``, which is a module like any other, looked for in three folders.
 """
 
-import os
+import posix
 import sys
 
 from zonemgr.wire import launch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     import _signal  # what ``signal`` wraps in enumerations
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PACKAGE = __file__.rpartition("/launcher/")[0]  # as absolute as the interpreter makes it
 PROGRAMS = {  # a program's name -> the function that it is
     "zonemgr": ("zonemgr.cli.main", "main"),
     "zoneadm": ("zonemgr.cli.solaris", "zoneadm"),
@@ -30,8 +30,8 @@ PROGRAMS = {  # a program's name -> the function that it is
     "zonename": ("zonemgr.cli.solaris", "zonename"),
     "zonestat": ("zonemgr.cli.solaris", "zonestat"),
 }
-_TRANSITION = "ZONEMGR_IN_TRANSITION"
-_COMPLETION = "_ZONEMGR_COMPLETE"  # a shell asks what could be typed: nobody has run anything yet
+_TRANSITION = b"ZONEMGR_IN_TRANSITION"
+_COMPLETION = b"_ZONEMGR_COMPLETE"  # a shell asks what could be typed: nobody has run anything yet
 _NEED_A_TERMINAL = frozenset(("config", "zonecfg"))  # line editing and job control: their own terminal
 # Passed on to the run alone, and to all that it has started, as a terminal would.
 _ALONE = (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGHUP)
@@ -70,17 +70,17 @@ def zonestat() -> "NoReturn":
 
 def main(program: str) -> "NoReturn":
     """Run one of the programs to its exit status."""
-    switch = os.environ.get(launch.SWITCH, "")
-    warm = switch != "no" and os.geteuid() == 0 and _TRANSITION not in os.environ and not _is_watched(sys.argv)
+    switch = posix.environ.get(launch.SWITCH.encode(), b"").decode("latin-1")
+    warm = switch != "no" and posix.geteuid() == 0 and _TRANSITION not in posix.environ and not _is_watched(sys.argv)
     root = _root(sys.argv[1:])
     if warm and not _needs_a_terminal(program, sys.argv[1:]):
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        _hand_over(program, root)
+        _hand_over(program, root, launch.patience_s(switch))
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if switch == "must":
             sys.stderr.write("zonemgr: no launcher does this\n")
             sys.exit(3)
-    _do_it_here(program, root if warm and _COMPLETION not in os.environ else None)
+    _do_it_here(program, root if warm and _COMPLETION not in posix.environ else None)
 
 
 def _root(words: list[str]) -> str:
@@ -94,20 +94,20 @@ def _root(words: list[str]) -> str:
             return words[at + 1]
         if word.startswith("--root="):
             return word[7:]
-    return os.environ.get("ZONEMGR_ROOT") or "/"
+    return launch.decoded(posix.environ.get(b"ZONEMGR_ROOT") or b"/")
 
 
 def _is_watched(words: list[str]) -> bool:
     """systemd waits to hear from this very process that the zone runs: ``boot --wait`` in a unit."""
-    return "--wait" in words and "NOTIFY_SOCKET" in os.environ
+    return "--wait" in words and b"NOTIFY_SOCKET" in posix.environ
 
 
 def _needs_a_terminal(program: str, words: list[str]) -> bool:
     """The run would read from the terminal of a session that a fork of the launcher is not in."""
     if program in _NEED_A_TERMINAL or _NEED_A_TERMINAL.intersection(words):
-        return os.isatty(0)
+        return posix.isatty(0)
     try:
-        return os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()  # in the background: the terminal stops us
+        return posix.isatty(0) and posix.tcgetpgrp(0) != posix.getpgrp()  # in the background: the terminal stops us
     except OSError:
         return False  # not the terminal of our session
 
@@ -115,10 +115,10 @@ def _needs_a_terminal(program: str, words: list[str]) -> bool:
 # -- through the launcher ---------------------------------------------------------------------------------------
 
 
-def _hand_over(program: str, root: str) -> None:
+def _hand_over(program: str, root: str, patience_s: float) -> None:
     """Let the launcher do it, and end as it ended.  Returns when nothing was done."""
     try:
-        folder_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder_fd = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     except OSError:
         return
     words = [program, *sys.argv[1:]]
@@ -127,11 +127,12 @@ def _hand_over(program: str, root: str) -> None:
         launch.RUN,
         launch.identity(PACKAGE),
         words,
-        dict(os.environb),
+        dict(posix.environ),
         [0, 1, 2, folder_fd],
+        patience_s,
     )
     if work is None:
-        os.close(folder_fd)
+        posix.close(folder_fd)
         return
     pid = _pid_of(work.pid_fd)
     _relay_signals(work, pid)
@@ -156,9 +157,9 @@ def _relay_signals(work: launch.Work, pid: int) -> None:
         stopping = number == _signal.SIGTSTP
         sent = _signal.SIGSTOP if stopping else number
         if _quietly(lambda: _signal.pidfd_send_signal(work.pid_fd, 0)):
-            _quietly(lambda: os.killpg(pid, sent))
+            _quietly(lambda: posix.killpg(pid, sent))
         if stopping:
-            os.kill(os.getpid(), _signal.SIGSTOP)
+            posix.kill(posix.getpid(), _signal.SIGSTOP)
 
     for numbers, handler in ((_ALONE, alone), (_GROUP, group)):
         for number in numbers:
@@ -176,23 +177,23 @@ def _quietly(act: "Callable[[], object]") -> bool:
 
 
 def _pid_of(pid_fd: int) -> int:
-    fd = os.open(f"/proc/self/fdinfo/{pid_fd}", os.O_RDONLY | os.O_CLOEXEC)
-    text = os.read(fd, 4096)
-    os.close(fd)
+    fd = posix.open(f"/proc/self/fdinfo/{pid_fd}", posix.O_RDONLY | posix.O_CLOEXEC)
+    text = posix.read(fd, 4096)
+    posix.close(fd)
     return int(text.partition(b"\nPid:")[2].split(None, 1)[0])
 
 
 def _end_as(status: int | None) -> "NoReturn":
     """Without the interpreter's tidying up: nothing of ours is buffered."""
     if status is None:
-        os.write(2, b"zonemgr: what this command came to is not known: its process has vanished\n")
+        posix.write(2, b"zonemgr: what this command came to is not known: its process has vanished\n")
         status = 3
     if status > launch.SIGNALLED:
         number = status - launch.SIGNALLED
         _quietly(lambda: _signal.signal(number, _signal.SIG_DFL))
-        os.kill(os.getpid(), number)
+        posix.kill(posix.getpid(), number)
         status = 128 + number
-    os._exit(status)
+    posix._exit(status)
 
 
 # -- without it -------------------------------------------------------------------------------------------------

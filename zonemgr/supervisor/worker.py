@@ -8,6 +8,7 @@ without ``done`` has crashed, and what it did is taken back from the ledger by a
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -113,6 +114,7 @@ def _be_worker(
         process.close_fds([0, 1, 2, sock.fileno()])
         process.reset_signals()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        gc.disable()  # it ends before there is much to collect, and looking for it touches what is shared
         reporter = Reporter(sock)
         transition.say, transition.notice = reporter.say, reporter.notice
         transition.console_ready, transition.result = reporter.console_ready, reporter.result

@@ -6,13 +6,13 @@ is told to: whoever loses patience before that has lost nothing, and the work is
 descriptors come with that word, and not before: in the hands of one that was stopped they would stay open.  In the end
 comes the exit status; end of file without one means that nobody knows.
 
-The thin client is made of this module, so it imports what no program starts without, and ``_socket`` in place of
-``socket``, whose enumerations cost more than everything else here.  Without ``__future__`` too, which is a module
-like any other.
+The thin client is made of this module, so it imports what the interpreter has built in: ``posix`` and ``_socket`` in
+place of ``os`` and ``socket``, which cost more than everything else here.  Without ``__future__`` too, which is a
+module like any other.
 """
 
 import _socket
-import os
+import posix
 import sys
 
 NAME = "launcher"  # the socket, in the instance's run folder
@@ -25,6 +25,7 @@ FDS_MAX = 8
 SIGNALLED = 1 << 16  # a status from here on is this and the signal that ended the run
 _MAGIC = b"zonemgr-launcher-2"
 _LENGTH = 4
+_ENCODING = sys.getfilesystemencoding()
 _HANDLES_MAX = 2  # its pidfd, and the way into our control group
 _MOMENT_S = 0.1
 _AT_ONCE_S = 0.02  # a caller sends as soon as it is connected
@@ -70,15 +71,15 @@ class Work:
             self._bring(pid, _place_of(pid))
         except OSError:
             pass  # it has ended, or nobody may be added there: it goes on where it is
-        os.close(self.place_fd)
+        posix.close(self.place_fd)
         self.place_fd = -1
 
     def _bring(self, pid: int, place: bytes) -> None:
         """Parents first: what they start from then on is born at home.  What is elsewhere belongs there."""
         if _place_of(pid) != place:
             return
-        os.write(self.place_fd, b"%d" % pid)
-        for task in os.listdir(f"/proc/{pid}/task"):
+        posix.write(self.place_fd, b"%d" % pid)
+        for task in posix.listdir(f"/proc/{pid}/task"):
             for child in _read(f"/proc/{pid}/task/{task}/children").split():
                 try:
                     self._bring(int(child), place)
@@ -88,9 +89,9 @@ class Work:
     def close(self) -> None:
         """Let go of it.  A run of the command line hears that as a hang-up."""
         self.connection.close()
-        os.close(self.pid_fd)
+        posix.close(self.pid_fd)
         if self.place_fd >= 0:
-            os.close(self.place_fd)
+            posix.close(self.place_fd)
 
 
 def _place_of(pid: int) -> bytes:
@@ -99,11 +100,11 @@ def _place_of(pid: int) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return os.read(fd, 1 << 16)
+        return posix.read(fd, 1 << 16)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def identity(package: str) -> str:
@@ -111,13 +112,34 @@ def identity(package: str) -> str:
     return f"{package}:{sys.hexversion:x}"
 
 
+def encoded(text: str) -> bytes:
+    """As os.fsencode."""
+    return text.encode(_ENCODING, "surrogateescape")
+
+
+def decoded(text: bytes) -> str:
+    """As os.fsdecode."""
+    return text.decode(_ENCODING, "surrogateescape")
+
+
 def run_folder(root: str) -> str:
     """The run folder of the instance below a root (``store.paths`` has the same, and loads more)."""
-    return os.path.join(root, "run/zonemgr")
+    return f"{root.rstrip('/')}/run/zonemgr"
+
+
+def patience_s(switch: str) -> float:
+    """How long a caller with this switch waits for an answer."""
+    return LONG_PATIENCE_S if switch == "must" else PATIENCE_S
 
 
 def ask(
-    folder: str, kind: bytes, who: str, words: list[str], environment: dict[bytes, bytes], fds: list[int]
+    folder: str,
+    kind: bytes,
+    who: str,
+    words: list[str],
+    environment: dict[bytes, bytes],
+    fds: list[int],
+    patience_s: float = PATIENCE_S,
 ) -> Work | None:
     """Hand work to the launcher of the run folder, to be done with these descriptors (kept open by the caller until it
     has begun).  None when there is none that would do it: nothing has happened.
@@ -126,7 +148,7 @@ def ask(
     if connection is None:
         return None
     try:
-        connection.settimeout(LONG_PATIENCE_S if os.environ.get(SWITCH) == "must" else PATIENCE_S)
+        connection.settimeout(patience_s)
         handles = _hand_over(connection, _encoded(kind, who, words, environment))
     except OSError:
         handles = []
@@ -144,8 +166,8 @@ def _connected(folder: str) -> _socket.socket | None:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     folder_fd = -1
     try:
-        if len(os.fsencode(path)) > 107:
-            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        if len(encoded(path)) > 107:
+            folder_fd = posix.open(folder, posix.O_PATH | posix.O_CLOEXEC)
             path = f"/proc/self/fd/{folder_fd}/{NAME}"
         connection.connect(path)
     except OSError:
@@ -153,15 +175,15 @@ def _connected(folder: str) -> _socket.socket | None:
         return None
     finally:
         if folder_fd >= 0:
-            os.close(folder_fd)
+            posix.close(folder_fd)
     return connection
 
 
 def _encoded(kind: bytes, who: str, words: list[str], environment: dict[bytes, bytes]) -> bytes:
     """NUL between fields, which none of them can contain; in front the length."""
-    head = [_MAGIC, kind, os.fsencode(who), b"%d" % len(words)]
+    head = [_MAGIC, kind, encoded(who), b"%d" % len(words)]
     pairs = [name + b"=" + value for name, value in environment.items()]
-    payload = b"\0".join([*head, *map(os.fsencode, words), *pairs])
+    payload = b"\0".join([*head, *map(encoded, words), *pairs])
     return len(payload).to_bytes(_LENGTH, "big") + payload
 
 
@@ -175,7 +197,7 @@ def _hand_over(connection: _socket.socket, data: bytes) -> list[int]:
     if answer == b"H" and handles:
         return handles
     for fd in handles:
-        os.close(fd)
+        posix.close(fd)
     return []
 
 
@@ -206,7 +228,7 @@ def decode(payload: bytes) -> tuple[bytes, str, list[str], dict[bytes, bytes]]:
         raise ValueError("not a request")
     words, pairs = rest[: int(count)], rest[int(count) :]
     environment = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
-    return kind, os.fsdecode(who), list(map(os.fsdecode, words)), environment
+    return kind, decoded(who), list(map(decoded, words)), environment
 
 
 def status_message(status: int) -> bytes:

@@ -242,11 +242,13 @@ class _Work:
 
 def _handed_over(layout: Layout, zonename: str, ready_fd: int) -> _Work | None:
     """Let the launcher start it.  None when there is none."""
-    if os.environ.get(launch.SWITCH) == "no":
+    switch = os.environ.get(launch.SWITCH, "")
+    if switch == "no":
         return None
     variables = {os.fsencode(name): os.fsencode(value) for name, value in environment().items()}
     who = launch.identity(os.path.dirname(os.path.abspath(zonemgr.__file__)))
-    work = launch.ask(str(layout.run), launch.SERVE, who, [zonename], variables, [ready_fd])
+    patience_s = launch.patience_s(switch)
+    work = launch.ask(str(layout.run), launch.SERVE, who, [zonename], variables, [ready_fd], patience_s)
     if work is None:
         return None
     try:
