@@ -20,6 +20,7 @@ SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 INTERPRETER = Path("/usr/bin/python3")
 OLDEST_PYTHON = (3, 9)
 INIT = Path(__file__).with_name("init")  # not self.folder: brands are made from this one
+PROGRAM = Path(__file__).with_name("process1")  # the module that init is, beside what Python has compiled of it
 
 
 def _system_mounts() -> tuple[PlatformMount, ...]:
@@ -44,6 +45,7 @@ class Native(Brand):
     mounts = (
         *_system_mounts(),
         PlatformMount("{root}/usr/local", "/usr/local", options=("nodev",)),
+        PlatformMount(str(PROGRAM), "/usr/local/lib/process1", options=("ro", "nosuid", "nodev")),
         PlatformMount("{data}/init", "/usr/local/sbin/init", options=("ro", "nodev"), kind="file"),
         PlatformMount("tmpfs", "/run", type="tmpfs", options=("nosuid", "nodev", "mode=755")),
         PlatformMount("tmpfs", "/tmp", type="tmpfs", options=("nosuid", "nodev", "mode=1777")),

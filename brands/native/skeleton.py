@@ -42,6 +42,7 @@ FOLDERS: Final = (
         (f"usr/local/{name}", 0o755)
         for name in ("bin", "etc", "games", "include", "lib", "libexec", "sbin", "share", "src")
     ),
+    ("usr/local/lib/process1", 0o755),  # the mount point of what the brand's init is made of
     ("var", 0o755),
     *(
         (f"var/{name}", 0o755)

@@ -136,6 +136,7 @@ def _be_the_parent_of_init(root: Path, slave: int, writing_fd: int, arguments: t
     trees = [
         (mounts.open_tree("/usr"), "usr"),
         (mounts.open_tree(str(root / "usr/local")), "usr/local"),
+        (mounts.open_tree(str(FOLDER / "process1")), "usr/local/lib/process1"),
         (mounts.open_tree(str(FOLDER / "init")), "usr/local/sbin/init"),
         (mounts.make_filesystem("tmpfs", {"mode": "755"}), "run"),
         (mounts.make_filesystem("tmpfs", {"mode": "755"}), "dev"),
