@@ -37,8 +37,11 @@ def offer() -> None:
     """
     if not is_on():
         return
-    with open("/proc/self/maps", "rb") as maps:
-        lines = maps.read().splitlines()
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            lines = maps.read().splitlines()
+    except OSError:
+        return  # nothing depends on it
     for line in lines:
         addresses, rights, _rest = line.split(b" ", 2)
         if rights != b"rw-p":
