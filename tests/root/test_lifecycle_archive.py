@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ def _furnish_at(root: Path) -> None:
 
 def _write(root: Path, file: Path) -> None:
     fd = os.open(root, os.O_RDONLY)
-    with file.open("wb") as out:
-        archive.write(out, MANIFEST, fd, Owners())
-    os.close(fd)
+    try:
+        with file.open("wb") as out:
+            archive.write(out, MANIFEST, fd, Owners())
+    finally:
+        os.close(fd)
 
 
 def _read(file: Path, zonepath: Path, trust: bool = False) -> list[str]:
@@ -257,6 +260,35 @@ def test_an_archive_that_holds_more_than_the_disk_is_refused(tmp_path: Path, mon
     _write(tmp_path / "one/root", tmp_path / "file")
     monkeypatch.setattr(archive, "SHARE_OF_DISK", 1e-9)
     with pytest.raises(PlatformError, match="not enough room on the disk"):
+        _read(tmp_path / "file", tmp_path / "two")
+
+
+def test_the_length_of_an_archive_is_no_matter_of_memory(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(1500):
+        (root / str(number)).touch()
+    tracemalloc.start()
+    try:
+        _write(root, tmp_path / "file")
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        _read(tmp_path / "file", tmp_path / "two")
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert max(written, read) < 1500 * 500
+
+
+@pytest.mark.attack("exhausting the manager")
+def test_folders_beyond_measure_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names alone are quadratic in depth."""
+    (tmp_path / "one/root" / "/".join(["x" * 200] * 10)).mkdir(parents=True)
+    _write(tmp_path / "one/root", tmp_path / "file")
+    monkeypatch.setattr(archive, "FOLDERS_MAX", 10_000)
+    with pytest.raises(PlatformError, match="too many folders, or too deep ones"):
+        _write(tmp_path / "one/root", tmp_path / "again")
+    with pytest.raises(PlatformError, match="too many folders, or too deep ones"):
         _read(tmp_path / "file", tmp_path / "two")
 
 

@@ -37,6 +37,8 @@ MANIFEST: Final = "zonemgr-zone.json"
 DIGEST: Final = "zonemgr-digest.json"
 ROOT: Final = "root"
 _METADATA_MAX: Final = 1 << 20
+FOLDERS_MAX: Final = 256 << 20  # bytes
+_FOLDER_BYTES: Final = 256  # that one takes besides its name
 SHARE_OF_DISK: Final = 0.9  # of what is free when unpacking begins: no archive fills the host's disk
 _NAMES_TOLD: Final = 20  # left-out objects that are named one by one
 _COMPONENTS_AT_ONCE: Final = 8  # 8 names of 255 bytes are within what one call takes
@@ -111,6 +113,19 @@ def _is_sound(manifest: Manifest) -> bool:
     )
 
 
+class _FolderRoom:
+    """For an archive's folders, all of which its reader has to remember.  A zone can make them many, and deep."""
+
+    def __init__(self) -> None:
+        self._left = FOLDERS_MAX
+
+    def take(self, name: str) -> None:
+        """Raises PlatformError when it is one too many."""
+        self._left -= _FOLDER_BYTES + len(name)
+        if self._left < 0:
+            raise PlatformError("the zone has too many folders, or too deep ones, for an archive")
+
+
 Ranges = list[tuple[int, int]]
 
 
@@ -149,6 +164,14 @@ def write(
 ) -> None:
     """Write a zone to a stream.  The zone must not run.  Raises OSError, PlatformError."""
     writer = _Writer(out, owners)
+    try:
+        _write(writer, manifest, root_fd, tick)
+    except BaseException:
+        vars(writer.archive.fileobj)["closed"] = True  # else what is left of it is written when it is forgotten
+        raise
+
+
+def _write(writer: _Writer, manifest: Manifest, root_fd: int, tick: Tick) -> None:
     writer.text(MANIFEST, manifest.text())
     writer.folder(ROOT, os.fstat(root_fd), owning.attributes(root_fd))
     for step in tree.walk(root_fd):
@@ -169,6 +192,7 @@ class _Writer:
         self.digest = hashlib.sha256()
         self.entries = 0
         self.links = tree.Names()
+        self.room = _FolderRoom()
 
     def text(self, name: str, text: str) -> None:
         """A member that is made here."""
@@ -177,16 +201,21 @@ class _Writer:
         info.size, info.mode = len(content), 0o600
         self._note(info)
         self.digest.update(content)
-        self.archive.addfile(info, io.BytesIO(content))
+        self._add(info, io.BytesIO(content))
+
+    def _add(self, info: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
+        self.archive.addfile(info, content)
+        vars(self.archive)["members"] = []  # tarfile would remember every one
 
     def _note(self, info: tarfile.TarInfo, ranges: Ranges | None = None) -> None:
         self.entries += 1
         self.digest.update(_summary(info, ranges))
 
     def folder(self, path: str, status: os.stat_result, extended: Mapping[str, bytes]) -> None:
+        self.room.take(path)
         info = self._info(path, status, extended)
         self._note(info)
-        self.archive.addfile(info)
+        self._add(info)
 
     def _info(self, path: str, status: os.stat_result, extended: Mapping[str, bytes]) -> tarfile.TarInfo:
         info = tarfile.TarInfo(path)
@@ -223,7 +252,7 @@ class _Writer:
         info = self._info(path, step.status, {})
         info.type, info.linkname = tarfile.LNKTYPE, f"{ROOT}/{first}"
         self._note(info)
-        self.archive.addfile(info)
+        self._add(info)
         return True
 
     def _object(self, path: str, step: Step) -> None:
@@ -236,7 +265,7 @@ class _Writer:
         if info.isdev() and not info.isfifo():
             info.devmajor, info.devminor = os.major(step.status.st_rdev), os.minor(step.status.st_rdev)
         self._note(info)
-        self.archive.addfile(info)
+        self._add(info)
 
     def _regular(self, path: str, step: Step) -> None:
         fd = tree.open_file(step.folder_fd, step.name, step.status)
@@ -248,7 +277,7 @@ class _Writer:
                 self._sparse(info, fd, ranges)
                 return
             self._note(info)
-            self.archive.addfile(info, cast(IO[bytes], _Content(fd, [(0, size)], self.digest)))
+            self._add(info, cast(IO[bytes], _Content(fd, [(0, size)], self.digest)))
         finally:
             os.close(fd)
 
@@ -267,7 +296,7 @@ class _Writer:
         }
         info.name = _SPARSE_NAME
         info.size = len(table) + sum(length for _, length in ranges)
-        self.archive.addfile(info, cast(IO[bytes], _Content(fd, ranges, self.digest, table)))
+        self._add(info, cast(IO[bytes], _Content(fd, ranges, self.digest, table)))
 
 
 class _Content:
@@ -471,6 +500,7 @@ class _Extractor:
         self.folders: list[
             tarfile.TarInfo
         ] = []  # their owners, modes and times come last, or nothing could be made
+        self.room = _FolderRoom()
         self.left_out: list[str] = []
         self.count_left_out = 0
         self._parent: tuple[str, int] | None = None
@@ -551,6 +581,7 @@ class _Extractor:
         uid, gid = self._owners(info)
         try:
             if info.isdir():
+                self.room.take(info.name)
                 os.mkdir(leaf, 0o700, dir_fd=parent_fd)
                 self.folders.append(info)
             elif info.islnk():
