@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import leaks, processes
+from tests.kit.controllers import handing_down
 from tests.kit.instance import CHECKOUT, Instance
 from tests.kit.plugin import NewInstance
 from tests.kit.processes import Started
@@ -128,7 +129,7 @@ def test_a_fork_has_the_callers_place_limits_and_manners(launched: Instance, tmp
         stderr=subprocess.PIPE,
     ) as client:
         pid = fork_of(launcher)
-        for name in ("Umask", "Groups", "SigBlk", "Cpus_allowed", "CapBnd", "Uid", "NoNewPrivs"):
+        for name in ("Umask", "Groups", "SigBlk", "CapBnd", "Uid", "NoNewPrivs"):
             assert field(pid, name) == field(client.pid, name), name
         assert int(field(pid, "SigIgn"), 16) >> (signal.SIGQUIT - 1) & 1
         for name in ("limits", "oom_score_adj", "loginuid"):
@@ -137,6 +138,7 @@ def test_a_fork_has_the_callers_place_limits_and_manners(launched: Instance, tmp
             ), name
         cgroups = Path(f"/proc/{client.pid}/cgroup").read_text()
         until(lambda: Path(f"/proc/{pid}/cgroup").read_text() == cgroups, "its way home")
+        until(lambda: os.sched_getaffinity(pid) == os.sched_getaffinity(client.pid), "its processors", deadline_s=5)
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, client.pid)
         assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)
         for number in (0, 1, 2):
@@ -173,6 +175,21 @@ def test_what_a_run_has_started_comes_to_the_callers_place_with_it(launched: Ins
     until(lambda: names("") == names(cgroups), "the way home of what it has started")
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=30)
+
+
+@pytest.mark.requires("controllers", "cpus")
+def test_a_fork_that_comes_home_stays_on_the_callers_processors(launched: Instance) -> None:
+    """Where control groups have processors of their own, which before Linux 6.2 all who come get."""
+    one = {min(os.sched_getaffinity(0))}
+    with handing_down() as root:
+        (root / "cgroup.subtree_control").write_text("+cpuset")
+        with launched.popen("events", "-f", preexec_fn=lambda: os.sched_setaffinity(0, one)) as client:
+            pid = fork_of(launched.launcher_pid())
+            home = Path(f"/proc/{client.pid}/cgroup").read_text()
+            until(lambda: Path(f"/proc/{pid}/cgroup").read_text() == home, "its way home")
+            until(lambda: os.sched_getaffinity(pid) == one, "its return to the caller's processors", deadline_s=5)
+            client.send_signal(signal.SIGINT)
+            assert client.wait(30) == 130
 
 
 def test_signals_stops_and_death_of_the_client_reach_its_fork(launched: Instance) -> None:

@@ -316,6 +316,10 @@ def test_a_trace_names_the_rule_that_decides(scene: Scene, docker: None) -> None
     (outside,) = (way for way in told["ways"] if (way["from"], way["family"]) == ("outside", "IPv4"))
     assert outside["decisions"][-1]["rule"] == "tcp dport 80 drop"
     assert outside["decisions"][-1]["chain"] == "ip filter DOCKER-USER"
+    nft.run("insert rule ip filter DOCKER-USER meta l4proto { tcp, udp } th dport 80 reject\n")
+    told = scene.warm.run(scene.instance, "trace", "web", "tcp/80", check=1).stdout
+    assert "th dport 80 reject" in told  # whether nft has names for the protocols of such a set or numbers
+    nft.run("flush chain ip filter DOCKER-USER\ninsert rule ip filter DOCKER-USER tcp dport 80 drop\n")
     assert scene.outside.ask((HOST4, 8080)) == ["TimeoutError"]
     assert "nothing in the zone listens" in scene.warm.run(scene.instance, "trace", "web", "udp/9", check=1).stdout
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 _DEPTH: Final = 16  # jumps within jumps, as the kernel has it
 _NAT: Final = ("dnat", "snat", "masquerade", "redirect")
 _REFUSALS: Final = ("drop", "reject")
+_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}  # nft has names from /etc/protocols
 _SILENT: Final = ("counter", "log", "limit", "quota", "mangle", "notrack", "set", "comment", "meter", "ct helper")
 
 
@@ -304,6 +305,8 @@ def _equal(value: Any, pattern: str | int) -> bool:
         return fnmatch.fnmatchcase(value, pattern)
     if isinstance(value, int) and isinstance(pattern, str):
         return str(value) == pattern
+    if isinstance(value, str) and isinstance(pattern, int):
+        return value == _PROTOCOLS.get(pattern)
     return bool(value == pattern)
 
 

@@ -78,7 +78,9 @@ class Work:
         """Parents first: what they start from then on is born at home.  What is elsewhere belongs there."""
         if _place_of(pid) != place:
             return
+        cpus = _cpus(pid)
         posix.write(self.place_fd, b"%d" % pid)
+        _keep_on(cpus)
         for task in posix.listdir(f"/proc/{pid}/task"):
             for child in _read(f"/proc/{pid}/task/{task}/children").split():
                 try:
@@ -97,6 +99,21 @@ class Work:
 def _place_of(pid: int) -> bytes:
     """Its control group on cgroup2."""
     return _read(f"/proc/{pid}/cgroup").rpartition(b"0::")[2]
+
+
+def _cpus(pid: int) -> dict[int, set[int]]:
+    """Where its threads run."""
+    return {int(task): posix.sched_getaffinity(int(task)) for task in posix.listdir(f"/proc/{pid}/task")}
+
+
+def _keep_on(cpus: dict[int, set[int]]) -> None:
+    """Before Linux 6.2 a thread that comes to another control group may run wherever that may."""
+    for task, wanted in cpus.items():
+        try:
+            if posix.sched_getaffinity(task) != wanted:
+                posix.sched_setaffinity(task, wanted)
+        except OSError:
+            continue  # it has ended, or that group has none of these
 
 
 def _read(path: str) -> bytes:
