@@ -374,3 +374,25 @@ def test_a_halt_ends_the_waiting_and_ready_zones_change_too(own: Web) -> None:
     own.warm.run(own.instance, "boot", "web")
     assert own.sh("cat /srv/file") == "the host's\n"
     assert own.pids_max() == "392"
+
+
+def test_a_reboot_that_would_not_come_back_is_refused(instance: Instance) -> None:
+    """By a slip in the file, a folder of the host that is gone, or a brand that is: the zone runs on."""
+    instance.running()
+    path = instance.layout.config("web")
+    good, before = path.read_text(), victims.record(instance)
+    gone = '[[fs]]\ndir = "/srv"\nspecial = "/nowhere"\ntype = "bind"\noptions = ["ro"]\n'
+    slips = {
+        good + "slip\n": "web.toml: line ",
+        good + gone: "could not access /nowhere",
+        good.replace('"native"', '"nosuch"'): "brand 'nosuch' is not known",
+        'limitpriv = "default,nosuch"\n' + good: "nosuch",
+    }
+    for text, why in slips.items():
+        path.write_text(text)
+        said = instance.run("reboot", "web", check=1).stderr
+        assert why in said and said.endswith("the zone is not rebooted, and runs on as it is\n")
+        assert victims.record(instance) == before
+    path.write_text(good)
+    instance.run("reboot", "web")
+    assert victims.record(instance).generation != before.generation

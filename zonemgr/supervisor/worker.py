@@ -19,7 +19,7 @@ from typing import Any
 from zonemgr.errors import InternalError, PlatformError, ZoneError, message
 from zonemgr.linux import audit, process
 from zonemgr.linux.cgroup import Part
-from zonemgr.model.grid import Procedure, Step
+from zonemgr.model.grid import REBOOT, Procedure, Step
 from zonemgr.model.states import Command, Notice
 from zonemgr.store import instance as instances
 from zonemgr.store import snapshot
@@ -159,6 +159,8 @@ def procedure_job(procedure: Procedure) -> Callable[[Transition, Reporter], bool
 
 def perform(transition: Transition, procedure: Procedure) -> bool:
     """Run the steps of a procedure with its notices, recovery and audit.  True when all steps worked."""
+    if procedure is REBOOT and not transition.upcall and not _can_come_back(transition):
+        return False
     if procedure.begins is not None:
         shown = (
             transition.arguments if transition.state.active else ""
@@ -179,6 +181,17 @@ def perform(transition: Transition, procedure: Procedure) -> bool:
     if procedure.audits(failed):
         audit.record(transition.zonename, procedure.audit or "", failed is None)
     return failed is None
+
+
+def _can_come_back(transition: Transition) -> bool:
+    """A zone that runs is not taken down by a slip in its file.  The zone's own order has ended its init already."""
+    try:
+        bringup.check_next(transition)
+    except (ZoneError, OSError) as error:
+        _explain(transition, _as_zone_error(error))
+        transition.say(message("the zone is not rebooted, and runs on as it is"))
+        return False
+    return True
 
 
 def _as_zone_error(error: Exception) -> ZoneError:
