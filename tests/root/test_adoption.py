@@ -418,3 +418,31 @@ def _child_named(parent: int, name: str) -> int:
         if processes.read(int(pid), "comm").strip() == name:
             return int(pid)
     raise AssertionError(f"{parent} has no child {name}")
+
+
+# -- a damaged record on disk -----------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_keeps_nobody_from_the_other_zones(instance: Instance) -> None:
+    """Nor from stopping its own, nor from being rid of it."""
+    for name in ("web", "other"):
+        instance.installed(name)
+    instance.run("config", "other", "set autoboot=true")
+    instance.run("boot", "web")
+    path = instance.layout.state("web")
+    path.write_text("{")
+    assert "web" in instance.run("list").stdout
+    assert instance.run("autoboot").returncode == 0
+    assert {"web", "other"} <= set(instance.run("list").stdout.split())
+    instance.run("halt", "web")
+    listed = instance.run("list", "-c", check=1)
+    assert {"web", "other"} <= set(listed.stdout.split())
+    assert f"zone 'web': {path} is damaged" in listed.stderr
+    assert "is damaged" in instance.run("boot", "web", check=1).stderr
+    assert "is damaged" in instance.run("autoboot", check=1).stderr
+    assert instance.run("shutdown", "-a").returncode == 0
+    assert "delete -F forgets the zone" in instance.run("delete", "web", check=1).stderr
+    root = instance.layout.zonepath("web") / "root"
+    instance.run("delete", "-F", "web")
+    assert root.is_dir()
+    assert "web" not in instance.run("list", "-c").stdout.split()

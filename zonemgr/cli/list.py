@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zonemgr.cli.output import Session, printable
-from zonemgr.errors import Exit, NoSuchZoneError, UsageError, ZoneError
+from zonemgr.errors import Exit, NoSuchZoneError, PlatformError, UsageError, ZoneError
 from zonemgr.model.states import GLOBAL_ZONE, State
 from zonemgr.store import readiness
 from zonemgr.store.observe import Observation, all_zones, observe
@@ -144,8 +144,12 @@ def list_zones(
         rows, status = _named(session, session.layout, names)
     else:
         minimum = State.CONFIGURED if configured else State.INSTALLED if installed else State.READY
-        found = select([row(session.layout, seen) for seen in all_zones(session.layout)], minimum)
-        rows, status = [*([] if no_global else [GLOBAL]), *found], int(Exit.OK)
+        damaged: dict[str, PlatformError] = {}
+        found = select([row(session.layout, seen) for seen in all_zones(session.layout, damaged)], minimum)
+        wrong = [zone.zonename for zone in found if zone.zonename in damaged and not zone.state.active]
+        for name in wrong:
+            session.report(damaged[name], name)
+        rows, status = [*([] if no_global else [GLOBAL]), *found], int(Exit.ERROR if wrong else Exit.OK)
     show(session, rows, verbose=verbose, parsable=parsable)
     return status
 

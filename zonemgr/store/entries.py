@@ -36,10 +36,13 @@ def claims(layout: Layout) -> dict[str, set[str]]:
     return found
 
 
-def read_all(layout: Layout, *, whole: bool = False) -> dict[str, Entry]:
+def read_all(
+    layout: Layout, *, whole: bool = False, damaged: dict[str, PlatformError] | None = None
+) -> dict[str, Entry]:
     """The entry of every configured zone, and of those that have something on disk though their file is gone.
 
     Raises PlatformError for a damaged record, unless ``whole``: then what the zone is configured to be still counts.
+    So it does with ``damaged``, which gets the errors; such a zone is listed as incomplete.
     """
     configurations = _stamps(layout.config("x").parent, ".toml")
     records = _stamps(layout.state("x").parent, ".json")
@@ -57,10 +60,12 @@ def read_all(layout: Layout, *, whole: bool = False) -> dict[str, Entry]:
                 entry = zones.read_entry(layout, name)
             except NoSuchZoneError:
                 continue
-            except PlatformError:
-                if not whole:
+            except PlatformError as error:
+                if damaged is not None:
+                    damaged[name] = error
+                elif not whole:
                     raise
-                found[name] = zones.configured(layout, zones.Entry(name))
+                found[name] = zones.damaged(layout, name)
                 continue
         found[name] = entry
         rows[name] = {"stamps": stamps, **_row(entry)}

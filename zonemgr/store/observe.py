@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from zonemgr.errors import NoSuchZoneError
+from zonemgr.errors import NoSuchZoneError, PlatformError
 from zonemgr.linux.procfs import command_name
 from zonemgr.model.states import PARKED_NAME, State
 from zonemgr.store import entries, zones
@@ -72,11 +72,19 @@ def life_of(layout: Layout, zonename: str) -> tuple[State, Instance | None]:
 
 
 def observe(layout: Layout, zonename: str) -> Observation:
-    """Observe one zone.  NoSuchZoneError when it is neither configured nor alive."""
+    """Observe one zone.  NoSuchZoneError when it is neither configured nor alive; PlatformError when its record on disk
+    is damaged, which matters to nobody while it lives.
+    """
     instance, living = _life(layout, zonename)
     if not zones.exists(layout, zonename) and living is None:
         raise NoSuchZoneError(zonename)
-    return _observation(zones.read_entry(layout, zonename), instance, living)
+    try:
+        entry = zones.read_entry(layout, zonename)
+    except PlatformError:
+        if living is None:
+            raise
+        entry = zones.damaged(layout, zonename)
+    return _observation(entry, instance, living)
 
 
 def _life(layout: Layout, zonename: str) -> tuple[Instance | None, State | None]:
@@ -98,9 +106,13 @@ def _observation(entry: Entry, instance: Instance | None, living: State | None) 
     )
 
 
-def all_zones(layout: Layout) -> list[Observation]:
-    """Every configured or living zone, by name.  One that vanishes or cannot be read meanwhile is left out."""
-    known = entries.read_all(layout)
+def all_zones(layout: Layout, damaged: dict[str, PlatformError] | None = None) -> list[Observation]:
+    """Every configured or living zone, by name.  One that vanishes meanwhile is left out.
+
+    One whose record on disk is damaged keeps nobody from the others: it is incomplete, unless it lives, and
+    ``damaged`` gets the error.
+    """
+    known = entries.read_all(layout, damaged={} if damaged is None else damaged)
     living = set(instances.names(layout))
     found = []
     for zonename in sorted({*known, *living}):

@@ -170,6 +170,11 @@ def configured(layout: Layout, entry: Entry) -> Entry:
     )
 
 
+def damaged(layout: Layout, name: str) -> Entry:
+    """What is known of a zone whose record on disk cannot be read: something of it may be there."""
+    return configured(layout, Entry(name, state=State.INCOMPLETE))
+
+
 def recorded(layout: Layout, name: str) -> Entry:
     """The entry as it is on disk: brand, zonepath and the like may have changed in the configuration since.
 
