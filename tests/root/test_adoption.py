@@ -17,6 +17,7 @@ from tests.kit.console import Console
 from tests.kit.instance import Instance
 from tests.kit.waiting import until
 from zonemgr.linux.cgroup import detect
+from zonemgr.linux.procfs import boot_id
 from zonemgr.model.states import Command
 from zonemgr.store import instance as instances
 from zonemgr.store.observe import state_of
@@ -446,3 +447,26 @@ def test_a_damaged_record_keeps_nobody_from_the_other_zones(instance: Instance) 
     instance.run("delete", "-F", "web")
     assert root.is_dir()
     assert "web" not in instance.run("list", "-c").stdout.split()
+
+
+@pytest.mark.parametrize("text", ["", '{"boot_id": "BOOT"}', '"x"'])
+def test_a_damaged_record_of_a_life_keeps_nobody_from_the_other_zones(instance: Instance, text: str) -> None:
+    for name in ("web", "other"):
+        instance.installed(name)
+        instance.run("boot", name)
+    for name in ("web", "other"):
+        victims.kill(victims.supervisor(instance, name))
+    path = instance.layout.instance("web")
+    path.write_text(text.replace("BOOT", boot_id()))
+    listed = instance.run("list", check=1)
+    assert "other" in listed.stdout.split()
+    assert f"zone 'web': {path} is damaged" in listed.stderr
+    assert f"web: {path} is damaged" in instance.run("fsck", check=1).stdout
+    instance.run("shutdown", "-a", "-t", "20")
+    assert state_of(instance.layout, "other").label == "installed"
+    # What was said is the way out.
+    path.unlink()
+    instance.run("boot", "web")
+    works(instance)
+    instance.run("halt", "web")
+    assert instance.run("fsck").stdout == ""

@@ -146,7 +146,7 @@ def list_zones(
         minimum = State.CONFIGURED if configured else State.INSTALLED if installed else State.READY
         damaged: dict[str, PlatformError] = {}
         found = select([row(session.layout, seen) for seen in all_zones(session.layout, damaged)], minimum)
-        wrong = [zone.zonename for zone in found if zone.zonename in damaged and not zone.state.active]
+        wrong = sorted(damaged.keys() - {zone.zonename for zone in found if zone.state.active})
         for name in wrong:
             session.report(damaged[name], name)
         rows, status = [*([] if no_global else [GLOBAL]), *found], int(Exit.ERROR if wrong else Exit.OK)

@@ -137,11 +137,16 @@ def _from_json(table: dict[str, Any]) -> Instance:
 
 
 def read(layout: Layout, zonename: str) -> Instance | None:
-    """The zone's record, or None when it has none or the record is of an earlier boot of the host."""
-    table = read_json(layout.instance(zonename))
-    if not table or table.get("boot_id") != boot_id():
-        return None
-    return _from_json(table)
+    """The zone's record, or None when it has none or the record is of an earlier boot of the host.
+
+    PlatformError when it is damaged.
+    """
+    path = layout.instance(zonename)
+    table = read_json(path)
+    try:
+        return _from_json(table) if table and table.get("boot_id") == boot_id() else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlatformError("{path} is damaged: {why!r}", path=path, why=error) from error
 
 
 def write(layout: Layout, instance: Instance) -> Instance:

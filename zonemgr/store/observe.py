@@ -109,10 +109,11 @@ def _observation(entry: Entry, instance: Instance | None, living: State | None) 
 def all_zones(layout: Layout, damaged: dict[str, PlatformError] | None = None) -> list[Observation]:
     """Every configured or living zone, by name.  One that vanishes meanwhile is left out.
 
-    One whose record on disk is damaged keeps nobody from the others: it is incomplete, unless it lives, and
-    ``damaged`` gets the error.
+    One with a damaged record keeps nobody from the others: without the one on disk it is incomplete, unless it lives,
+    without that of its life it does not live.  ``damaged`` gets the error.
     """
-    known = entries.read_all(layout, damaged={} if damaged is None else damaged)
+    errors = {} if damaged is None else damaged
+    known = entries.read_all(layout, damaged=errors)
     living = set(instances.names(layout))
     found = []
     for zonename in sorted({*known, *living}):
@@ -125,4 +126,7 @@ def all_zones(layout: Layout, damaged: dict[str, PlatformError] | None = None) -
                 found.append(_observation(known[zonename], None, None))
         except NoSuchZoneError:
             continue
+        except PlatformError as error:  # of the record of its life
+            errors[zonename] = error
+            found.append(_observation(known.get(zonename) or zones.damaged(layout, zonename), None, None))
     return found

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from zonemgr.brandkit import loader
 from zonemgr.brandkit.base import ZoneInfo
-from zonemgr.errors import Exit, UsageError, ZoneError
+from zonemgr.errors import Exit, PlatformError, UsageError, ZoneError
 from zonemgr.linux import netlink, nft
 from zonemgr.linux.cgroup import Part, ZoneCgroup, detect
 from zonemgr.model import plan as plans
@@ -151,6 +151,10 @@ def _check_zone(layout: Layout, zonename: str) -> list[Finding]:
         return []  # never active, or its supervisor takes care of it
     try:
         instance = instances.read(layout, zonename)
+    except PlatformError as error:
+        lock.release()
+        return [Finding(zonename, error.text, "not repaired: remove the file, and halt and boot clear up what is left")]
+    try:
         ledger = Ledger(layout.zone_run(zonename) / "ledger.jsonl")
         state = living_state(instance) if instance else None
         if state in (State.READY, State.RUNNING, State.MOUNTED):
@@ -183,7 +187,10 @@ def _check_filters(layout: Layout) -> list[Finding]:
 
 def _filters_of(layout: Layout, zonename: str) -> list[plans.Op]:
     """The filter ops of a living zone, in their order."""
-    instance = instances.read(layout, zonename)
+    try:
+        instance = instances.read(layout, zonename)
+    except PlatformError:
+        return []  # that is another finding
     if instance is None or living_state(instance) not in (State.READY, State.RUNNING):
         return []
     ledger = Ledger(layout.zone_run(zonename) / "ledger.jsonl")
