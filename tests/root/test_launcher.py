@@ -377,10 +377,13 @@ def test_spares_are_used_replaced_and_missed_by_nobody(launched: Instance) -> No
     second = spares(launcher)
     assert len(set(first) & set(second)) == 1
     for number in (signal.SIGKILL, signal.SIGTERM):
-        for pid in spares(launcher):
+        killed = spares(launcher)
+        for pid in killed:
             os.kill(pid, number)
         launched.switch = ""  # whoever is given to one that is dying works by itself
         launched.run("list", "-c")
+        until(lambda: all(map(is_gone, killed)), "their end")  # noqa: B023 - it ends in here
+        launched.run("list", "-c")  # one that died unused is made anew with the next caller
     third = spares(launcher)
     os.kill(launcher, signal.SIGKILL)
     until(lambda: all(map(is_gone, third)), "the end of the spares")
