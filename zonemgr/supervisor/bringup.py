@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from zonemgr.brandkit import loader
 from zonemgr.brandkit import verify as brands
-from zonemgr.errors import PlatformError, ZoneError
+from zonemgr.errors import PlatformError, ZoneError, marked
 from zonemgr.linux import namespaces, procfs, sealed, seccomp
 from zonemgr.linux.cgroup import Part
 from zonemgr.model import bootargs
@@ -29,6 +29,9 @@ from zonemgr.supervisor import statehooks, teardown
 from zonemgr.supervisor.anchor import SOCKET, Anchor
 from zonemgr.supervisor.transition import Transition
 from zonemgr.wire import packets
+
+
+_NO_NAMESPACES = marked("cannot make the zone's namespaces: {why}")
 
 
 def ready(transition: Transition, mode: Mode) -> None:
@@ -215,11 +218,14 @@ class _Builder:
         return lambda: self._await_birth(ours, hostname)
 
     def _await_birth(self, zsched: socket.socket, hostname: str) -> Born:
-        answer = packets.receive(zsched)
-        if answer is None or "born" not in answer[0]:
-            why = answer[0].get("text") if answer else "zsched died"
-            raise PlatformError("cannot make the zone's namespaces: {why}", why=why)
-        return self._adopt_birth(int(answer[0]["zsched"]), hostname)
+        try:
+            answer = packets.receive(zsched)
+            if answer is None or "born" not in answer[0]:
+                why = answer[0].get("text") if answer else "zsched died"
+                raise PlatformError(_NO_NAMESPACES, why=why)
+            return self._adopt_birth(int(answer[0]["zsched"]), hostname)
+        except OSError as error:  # it was killed meanwhile, with process 1
+            raise PlatformError(_NO_NAMESPACES, why=error) from None
 
     def _adopt_birth(self, zsched_pid: int, hostname: str) -> Born:
         assert self.anchor is not None
