@@ -30,7 +30,6 @@ from zonemgr.supervisor.anchor import SOCKET, Anchor
 from zonemgr.supervisor.transition import Transition
 from zonemgr.wire import packets
 
-
 _NO_NAMESPACES = marked("cannot make the zone's namespaces: {why}")
 
 
