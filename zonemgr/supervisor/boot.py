@@ -69,6 +69,7 @@ def _boot(transition: Transition) -> None:
                 ),
             )
             rules = filters.program(layout, instance) or b""
+            transition.console_taken()
             _exec(anchor, initprogram.boot_message(program, instance, uuid), rules, hello.fds["slave"])
         finally:
             hello.close()

@@ -342,6 +342,7 @@ class Supervisor:
             say=_nothing,
             notice=_nothing,
             console_ready=_nothing,
+            console_taken=_nothing,
             fork_zsched=_nothing,
             quick_reboots=self.quick_reboots if request.upcall else 0,
             upcall=request.upcall,

@@ -37,6 +37,7 @@ class Transition:
     say: Callable[[str], None]
     notice: Callable[[Notice, str], None]
     console_ready: Callable[[], None]  # zsched holds a new pty: the supervisor attaches
+    console_taken: Callable[[], None]  # waits until it has
     fork_zsched: Callable[[dict[str, Any], Iterable[int]], None]  # see ``zsched.fork``
     recovering: bool = False  # a bring-up has failed before: teardown complains less
     upcall: bool = False

@@ -69,6 +69,7 @@ class Reporter:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._offered = False  # a pty that the supervisor has not said to have taken
 
     def say(self, text: str) -> None:
         packets.send(self._sock, {"say": message(text)})
@@ -77,11 +78,15 @@ class Reporter:
         packets.send(self._sock, {"notice": notice.name, "arguments": arguments})
 
     def console_ready(self) -> None:
-        """Tell the supervisor of the new pty, and wait until it has taken it: nothing that the zone prints may
-        precede that.
-        """
+        """Tell the supervisor of the new pty."""
         packets.send(self._sock, {"console": True})
-        packets.receive(self._sock)
+        self._offered = True
+
+    def console_taken(self) -> None:
+        """Wait until it has taken what it was told of: nothing that the zone prints may precede that."""
+        if self._offered:
+            self._offered = False
+            packets.receive(self._sock)
 
     def fork_zsched(self, birth: dict[str, Any], fds: Iterable[int]) -> None:
         """Have the supervisor fork it.  How that went is told on the descriptors (``zsched.fork``)."""
@@ -117,7 +122,8 @@ def _be_worker(
         gc.disable()  # it ends before there is much to collect, and looking for it touches what is shared
         reporter = Reporter(sock)
         transition.say, transition.notice = reporter.say, reporter.notice
-        transition.console_ready, transition.result = reporter.console_ready, reporter.result
+        transition.console_ready, transition.console_taken = reporter.console_ready, reporter.console_taken
+        transition.result = reporter.result
         transition.fork_zsched = reporter.fork_zsched
         try:
             ok = job(transition, reporter)
@@ -131,6 +137,7 @@ def _be_worker(
             log.error(text)
             transition.say(message("internal error: {why}", why=text.strip().splitlines()[-1]))
             ok = False
+        reporter.console_taken()
         reporter.done(ok)
         status = 0
     finally:
