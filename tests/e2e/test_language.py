@@ -41,6 +41,19 @@ def test_the_german_catalogue_is_whole(po: Any) -> None:
     assert [text for text in po.messages() if not catalogue.get(text)] == [], "run contrib/po and translate these"
 
 
+@pytest.mark.parametrize(
+    ("word", "code"), [("--help", 0), ("-h", 0), ("--nosuch", 2), ("../de", 2), ("", 2)]
+)
+def test_only_a_language_gets_a_catalogue(word: str, code: int) -> None:
+    before = sorted(language.FOLDER.iterdir())
+    done = subprocess.run([CHECKOUT / "contrib/po", word], capture_output=True, text=True)
+    made = sorted(set(language.FOLDER.iterdir()) - set(before))
+    for path in made:
+        path.unlink()
+    assert (done.returncode, made) == (code, [])
+    assert "usage: contrib/po [LANGUAGE...]" in (done.stderr if code else done.stdout)
+
+
 def test_a_translation_has_the_fields_of_its_message() -> None:
     assert [(text, other) for text, other in german().items() if fields(text) != fields(other)] == []
 
