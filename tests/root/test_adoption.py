@@ -449,6 +449,24 @@ def test_a_damaged_record_keeps_nobody_from_the_other_zones(instance: Instance) 
     assert "web" not in instance.run("list", "-c").stdout.split()
 
 
+@pytest.mark.parametrize("which", ["config", "state"])
+def test_a_fifo_in_place_of_a_zones_file_holds_nobody_up(instance: Instance, which: str) -> None:
+    """It is named, the other zones are not touched by it, and it goes with the zone."""
+    for name in ("web", "other"):
+        instance.installed(name)
+    path = getattr(instance.layout, which)("web")
+    path.unlink()
+    os.mkfifo(path)
+    assert {"web", "other"} <= set(instance.run("list", "-c", check=False, timeout=20).stdout.split())
+    assert f"{path} is not a regular file\n" in instance.run("boot", "web", check=1, timeout=20).stderr
+    if which == "config":
+        for words in (("config", "web", "info"), ("create", "new", "-t", "web")):
+            assert f"{path} is not a regular file" in instance.run(*words, check=1, timeout=20).stderr
+    instance.run("boot", "other", timeout=20)
+    instance.run("delete", "-F", "web", timeout=20)
+    assert "web" not in instance.run("list", "-c", timeout=20).stdout.split() and not path.exists()
+
+
 @pytest.mark.parametrize("text", ["", '{"boot_id": "BOOT"}', '"x"'])
 def test_a_damaged_record_of_a_life_keeps_nobody_from_the_other_zones(instance: Instance, text: str) -> None:
     for name in ("web", "other"):

@@ -192,6 +192,31 @@ def test_a_damaged_entry_is_named(layout: Layout) -> None:
             zones.read_entry(layout, "web")
 
 
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_what_lies_in_place_of_a_zones_file_is_refused_at_once(layout: Layout, kind: str) -> None:
+    """Nobody waits for a writer that never comes; what the record says still counts."""
+    configure(layout, "web", 'brand = "debian"\n')
+    zones.set_state(layout, "web", State.INSTALLED)
+    record = layout.state("web").read_bytes()
+    for path in (layout.config("web"), layout.state("web")):
+        before = path.read_bytes()
+        path.unlink()
+        if kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            {"fifo": os.mkfifo, "folder": os.mkdir}[kind](path)
+        program = (
+            "import sys; from pathlib import Path; from zonemgr.store import files; files.read_bytes(Path(sys.argv[1]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=20, cwd=Path.cwd()
+        )
+        assert f"{path} is not a regular file" in done.stderr
+        (os.rmdir if kind == "folder" else os.unlink)(path)
+        path.write_bytes(before)
+    assert layout.state("web").read_bytes() == record
+
+
 def test_id_ranges_are_multiples_kept_reused_and_unique_across_instances(tmp_path: Path) -> None:
     registry = tmp_path / "idranges.json"
     here, there = Layout.at(tmp_path / "here"), Layout.at(tmp_path / "there")

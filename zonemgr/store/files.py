@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,20 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 
 
 def read_bytes(path: Path, limit_bytes: int = MAX_READ_BYTES) -> bytes | None:
-    """The file's content, or None when there is no such file.  Raises PlatformError, also for one over the limit."""
+    """The file's content, or None when there is no such file.  Raises PlatformError, also for one over the limit, and
+    for what is no regular file: nobody waits for the writer of a FIFO.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise PlatformError("cannot read {path}: {why}", path=path, why=error.strerror) from error
     try:
-        content = _read_all(descriptor, limit_bytes)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PlatformError("{path} is not a regular file", path=path)
+        content = _read_all(descriptor, status.st_size, limit_bytes)
     except OSError as error:
         raise PlatformError("cannot read {path}: {why}", path=path, why=error.strerror) from error
     finally:
@@ -96,9 +102,9 @@ def read_bytes(path: Path, limit_bytes: int = MAX_READ_BYTES) -> bytes | None:
     return content
 
 
-def _read_all(descriptor: int, limit_bytes: int) -> bytes:
+def _read_all(descriptor: int, size: int, limit_bytes: int) -> bytes:
     """Until the end, or past the limit.  A stream would ask for memory up to the limit for each small file."""
-    step = max(4096, min(os.fstat(descriptor).st_size, limit_bytes) + 1)
+    step = max(4096, min(size, limit_bytes) + 1)
     content = b""
     while len(content) <= limit_bytes and (chunk := os.read(descriptor, step)):
         content += chunk

@@ -16,7 +16,7 @@ KeyPath = tuple[str | int, ...]
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines] | None:
-    """The table in the file and its line finder, or None when there is no file.  Raises ConfigError."""
+    """The table in the file and its line finder, or None when there is no file.  Raises ConfigError, PlatformError."""
     content = read_bytes(path)
     if content is None:
         return None

@@ -85,12 +85,12 @@ def _has_something(layout: Layout, name: str) -> bool:
 def exists(layout: Layout, name: str) -> bool:
     """Whether a zone of this name is configured (or was, and still has files)."""
     return _is_name(name) and (
-        layout.config(name).is_file() or (layout.state(name).is_file() and _has_something(layout, name))
+        layout.config(name).exists() or (layout.state(name).exists() and _has_something(layout, name))
     )
 
 
 def load(layout: Layout, name: str) -> Zone:
-    """The zone's configuration.  Raises NoSuchZoneError, and ConfigError with file, line and key."""
+    """The zone's configuration.  Raises NoSuchZoneError, PlatformError, and ConfigError with file, line and key."""
     if not _is_name(name):
         raise NoSuchZoneError(name)
     path = layout.config(name)
@@ -158,7 +158,7 @@ def configured(layout: Layout, entry: Entry) -> Entry:
     """The entry with what the zone's configuration says, as far as that can be read."""
     try:
         zone = load(layout, entry.zonename)
-    except (ConfigError, NoSuchZoneError):
+    except (ConfigError, NoSuchZoneError, PlatformError):
         return entry
     return dataclasses.replace(
         entry,
