@@ -16,7 +16,7 @@ from tests.kit import strike
 from tests.kit.instance import Instance
 from zonemgr.brandkit import layers
 from zonemgr.cli.lifecycle import INTERRUPTED
-from zonemgr.store import idranges, zones
+from zonemgr.store import detached, idranges, zones
 
 pytestmark = [pytest.mark.requires("root"), pytest.mark.long]
 
@@ -100,11 +100,8 @@ def _is_whole_under_one_name(instance: Instance) -> None:
 
 
 def _can_be_attached(instance: Instance) -> None:
-    if instance.state("web") == "configured":
-        instance.run("attach", "web")
-    if instance.state("web") == "incomplete":  # killed in the moment between the two records
-        instance.run("mark", "-F", "web", "configured")
-        instance.run("attach", "web")
+    if instance.state("web") != "installed":
+        instance.run("attach", "web")  # which finishes a detach that was killed
     assert instance.state("web") == "installed"
     assert (_root_of(instance, "web") / "etc/hostname").read_text() == "web\n"
 
@@ -197,6 +194,29 @@ def test_a_verb_killed_anywhere_leaves_a_way_out(tiny: Instance, verb: str) -> N
 @pytest.mark.parametrize("verb", CASES)
 def test_a_verb_interrupted_anywhere_leaves_a_way_out(tiny: Instance, verb: str) -> None:
     _sweep(tiny, CASES[verb], MOST_INTERRUPTED, _interrupt)
+
+
+def test_a_detach_killed_at_any_point_is_finished_or_taken_back(tiny: Instance) -> None:
+    """By whatever verb comes next."""
+    for words in INSTALLED:
+        tiny.run(*words)
+    marker = detached.marker(str(tiny.layout.zonepath("web")))
+    total = strike.count(tiny, "detach", "web")
+    tiny.run("attach", "web")
+    seen = set()
+    for number in range(total):
+        strike.strike(tiny, number, "detach", "web")
+        seen.add((tiny.state("web"), marker.exists()))
+        tiny.run("move", "web", "/dev/null/web", check=1)
+        state = tiny.state("web")
+        assert (state, marker.exists()) in (("installed", False), ("configured", True)), (number, seen)
+        assert not list((tiny.layout.lib / "state").glob("*.journal"))
+        if state == "configured":
+            tiny.run("attach", "web")
+        assert tiny.state("web") == "installed"
+        assert (_root_of(tiny, "web") / "etc/hostname").read_text() == "web\n"
+    assert seen >= {("installed", False), ("installed", True), ("incomplete", True), ("configured", True)}
+    _get_out(tiny)
 
 
 def _interrupt(instance: Instance, number: int, *words: str) -> None:

@@ -1,7 +1,9 @@
-"""Moving a zone to another folder or name, or its root to a frozen origin, so that any interruption can be mended.
+"""Moving a zone to another folder or name, its root to a frozen origin, or its files out of its hands, so that any
+interruption can be mended.
 
 The journal comes first, the zone is *incomplete* meanwhile (nobody can boot it), and one step decides: the
-configuration with the new path (move), the removal of the old configuration (rename).  Before it everything is taken
+configuration with the new path (move), the removal of the old configuration (rename), the zone's being incomplete
+(detach).  Before it everything is taken
 back, after it everything is finished, by ``recover``, which is also what a failure calls.
 """
 
@@ -20,7 +22,7 @@ from zonemgr.brandkit.tree import Tick
 from zonemgr.brandkit.zonepath import Say
 from zonemgr.errors import PlatformError, StateError, message
 from zonemgr.model.states import State
-from zonemgr.store import config, events, files, idranges, journal, zones
+from zonemgr.store import config, detached, events, files, idranges, journal, zones
 from zonemgr.store.observe import state_of
 from zonemgr.store.paths import Layout
 from zonemgr.store.zones import Entry
@@ -151,6 +153,30 @@ def freeze(layout: Layout, name: str, say: Say) -> tuple[str, ...]:
     return zones.read_entry(layout, name).layers
 
 
+def detach(layout: Layout, name: str, claim: Callable[[], None], say: Say) -> None:
+    """Leave the manifest in an installed zone's zonepath, and have the zone configured.
+
+    ``claim`` makes the zone incomplete.  The caller holds the administration lock.  Raises ZoneError, OSError.
+    """
+    entry = zones.read_entry(layout, name)
+    manifest = detached.Manifest.of(layout, name)
+    journal.begin(layout, name, {"verb": "detach", "from": entry.zonepath, "uuid": entry.uuid})
+    try:
+        detached.write(entry.zonepath, manifest)
+        claim()
+    finally:
+        recover(layout, name, say)
+
+
+def forget(layout: Layout, name: str) -> None:
+    """The zone is configured again: nothing on the disk is its own, and its ids are free for others."""
+    # The state last: whoever dies before it leaves a zone that can be uninstalled, which releases once more.
+    layers.release(layout, name)
+    zones.update_entry(layout, name, uid_base=None, idmap_marker=None)
+    idranges.release(layout, name)
+    zones.set_state(layout, name, State.CONFIGURED)
+
+
 # -- mending ----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +192,8 @@ def recover(layout: Layout, name: str, say: Say) -> None:
     elif record["verb"] == "freeze" and zones.exists(layout, name):
         layers.recover(layout, name, record["origin"])
         _restore_state(layout, name, State.INSTALLED, record["uuid"])
+    elif record["verb"] == "detach" and zones.exists(layout, name):
+        _recover_detach(layout, record)
     journal.end(layout, record["zonename"])
 
 
@@ -233,6 +261,18 @@ def _recover_rename(layout: Layout, record: dict[str, Any]) -> None:
     events.publish_best_effort(
         layout, {"type": "config", "zonename": new_name, "change": "renamed", "oldname": name}
     )
+
+
+def _recover_detach(layout: Layout, record: dict[str, Any]) -> None:
+    """Finished once the zone was incomplete, unless a boot was faster."""
+    name = record["zonename"]
+    state = zones.read_entry(layout, name).state
+    detached.tidy(record["from"])
+    if state is State.INCOMPLETE and not state_of(layout, name).active:
+        forget(layout, name)
+    elif state is not State.CONFIGURED:
+        _restore_state(layout, name, State.INSTALLED, record["uuid"])
+        detached.forget(record["from"])
 
 
 def _rename_log(layout: Layout, name: str, new_name: str) -> None:

@@ -1,7 +1,7 @@
 """``detach`` and ``attach``: a zone's files leave one configuration, or host, and become another's.
 
 Nothing of the root is copied or removed.  What an interrupted attach has done is done again by the next one; the zone
-stays *configured* until all is in order.
+stays *configured* until all is in order.  An interrupted detach is finished or undone by whatever comes next.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def detach(session: Session, name: str, arguments: tuple[str, ...], dry_run: boo
 
 
 def _detach(session: Session, name: str, arguments: Sequence[str]) -> int:
-    from zonemgr.brandkit import loader, zonepath
+    from zonemgr.brandkit import loader, relocate, zonepath
     from zonemgr.cli.uninstall import claim, tell_supervisor
-    from zonemgr.store import detached, zones
+    from zonemgr.store import zones
 
     layout, say = session.layout, say_of(session, name)
     zone = zones.load(layout, name)
@@ -79,14 +79,7 @@ def _detach(session: Session, name: str, arguments: Sequence[str]) -> int:
             raise BrandError("{hook} of brand '{brand}' failed", hook=hook, brand=brand.name)
     tell_supervisor(layout, name)
     with undisturbed():
-        manifest = detached.Manifest.of(layout, name)
-        detached.write(zone.zonepath, manifest)
-        try:
-            claim(layout, name, "detach")  # a boot may have begun since we looked
-        except BaseException:
-            detached.forget(zone.zonepath)
-            raise
-        forget(layout, name)
+        relocate.detach(layout, name, lambda: claim(layout, name, "detach"), say)  # unless a boot has begun meanwhile
     return Exit.OK
 
 

@@ -16,7 +16,7 @@ import click
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import HookExit
 from zonemgr.cli.output import Session
-from zonemgr.errors import BrandError, BusyError, Exit, StateError, ZoneError
+from zonemgr.errors import BrandError, BusyError, Exit, StateError, ZoneError, message
 from zonemgr.model.states import State
 from zonemgr.model.zone import Zone
 from zonemgr.store.files import make_directory
@@ -74,7 +74,7 @@ def mend(session: Session, name: str) -> None:
 def administration(layout: Layout, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """The zone's administration lock; who finds it taken is told so at once.  Raises BusyError.
 
-    A move or rename of the zone that was interrupted is finished or undone first.
+    What an interrupted verb has left of the zone (see ``relocate``) is finished or undone first.
     """
     from zonemgr.store import journal
 
@@ -102,7 +102,7 @@ def at_rest(layout: Layout, name: str) -> Iterator[None]:
 def _mend(layout: Layout, name: str, say: Callable[[str], None]) -> None:
     from zonemgr.brandkit import relocate
 
-    say("mending what an interrupted move, rename or clone has left")
+    say(message("mending what an interrupted move, rename, clone or detach has left"))
     with undisturbed():
         relocate.recover(layout, name, say)
 
@@ -220,11 +220,6 @@ def finish(session: Session, brand: Brand, hook: str, info: ZoneInfo, arguments:
 
 def forget(layout: Layout, name: str) -> None:
     """The zone is configured again: nothing is on the disk, and its ids are free for others."""
-    from zonemgr.brandkit import layers
-    from zonemgr.store import idranges, zones
+    from zonemgr.brandkit import relocate
 
-    # The state last: whoever dies before it leaves a zone that can be uninstalled, which releases once more.
-    layers.release(layout, name)
-    zones.update_entry(layout, name, uid_base=None, idmap_marker=None)
-    idranges.release(layout, name)
-    zones.set_state(layout, name, State.CONFIGURED)
+    relocate.forget(layout, name)

@@ -94,6 +94,12 @@ def write(zonepath: str, manifest: Manifest) -> None:
     files.write_atomic(marker(zonepath), manifest.text(), 0o600)
 
 
+def tidy(zonepath: str) -> None:
+    """Take away what a killed ``write`` has left."""
+    for path in Path(zonepath).glob(f".{DETACHED_MARKER}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def forget(zonepath: str, *, keep: bool = False) -> None:
     """The zone is attached: the manifest goes, or (``keep``) stays under another name."""
     path = marker(zonepath)
