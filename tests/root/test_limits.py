@@ -340,9 +340,37 @@ def test_cpus_that_are_not_there_are_refused_and_nothing_stays(instance: Instanc
     every = len(cpus.online())
     installed(instance, "web", f'[dedicated-cpu]\nncpus = "{every}"\n')
     done = instance.run("boot", "web", check=1)
-    assert f"ncpus {every}: {every} CPUs are wanted and {every - 1} are free" in done.stderr
+    wrong = f"ncpus {every}: {every} CPUs are wanted and {every - 1} are free\n"
+    assert wrong in done.stderr
+    assert f"zone 'web': dedicated-cpu: {wrong}" in instance.run("verify", "web", check=1).stderr
     assert "dedicated-cpu setting cannot be instantiated" in done.stderr
     assert instance.state() == "installed"
+
+
+@pytest.mark.requires("cpus")
+def test_verify_tells_of_cpus_that_another_zone_has(instance: Instance) -> None:
+    """Its own are free to itself; best effort makes it a warning, and a reboot is refused before the zone is down."""
+    last = max(cpus.online())
+    for name in ("one", "two"):
+        installed(instance, name, f'[dedicated-cpu]\ncpus = "{last}"\n')
+        assert "dedicated-cpu" not in instance.run("verify", name).stderr
+    instance.run("boot", "one")
+    assert "dedicated-cpu" not in instance.run("verify", "one").stderr
+    wrong = f"dedicated-cpu: cpus {last}: CPUs {last} are not free\n"
+    assert f"zone 'two': {wrong}" in instance.run("verify", "two", check=1).stderr
+    instance.run("config", "two", "set best-effort=true")
+    assert f"WARNING: {wrong}" in instance.run("verify", "two").stderr
+    instance.run("config", "one", "select dedicated-cpu; set cpus=4000; end")
+    assert "dedicated-cpu: cpus 4000: the host has no cpus 4000" in instance.run("reboot", "one", check=1).stderr
+    assert _cpus_of(instance, "one") == {last}
+
+
+def test_verify_warns_of_a_user_whom_the_host_does_not_know(instance: Instance) -> None:
+    users = "".join(f'[[admin]]\nuser = "{user}"\nauths = ["login"]\n' for user in ("nosuch", "root"))
+    installed(instance, "web", users)
+    said = instance.run("verify", "web").stderr
+    assert "zone 'web': WARNING: admin: this host knows no user 'nosuch'\n" in said
+    assert "'root'" not in said
 
 
 def _quota_holds(instance: Instance, point: Path) -> None:

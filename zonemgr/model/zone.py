@@ -131,6 +131,11 @@ class DedicatedCpu:
     sockets: str | None = None
     importance: int | None = None
 
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """The unit and what is wanted of it (one: see ``Zone``)."""
+        units = {"ncpus": self.ncpus, "cpus": self.cpus, "cores": self.cores, "sockets": self.sockets}
+        return tuple((unit, wanted) for unit, wanted in units.items() if wanted is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class CappedCpu:

@@ -105,9 +105,7 @@ def dedicate_cpus(op: plan.DedicateCpus, stage: Stage) -> None:
     hierarchy, base = stage.cgroup.hierarchy, stage.cgroup.base
     registry = Registry(hierarchy)
     try:
-        where = cpus.places()
-        held = registry.of(base, op.zonename)
-        mine = registry.allocate(base, op.zonename, lambda free: _choose(op, free, held, where))
+        mine = registry.allocate(base, op.zonename, registry.choice(base, op.zonename, op.unit, op.wanted))
         _hold(stage.cgroup, registry, mine)
     except (ValueError, PlatformError, OSError) as error:
         why = explain(error) if isinstance(error, OSError) else str(error)
@@ -121,21 +119,6 @@ def dedicate_cpus(op: plan.DedicateCpus, stage: Stage) -> None:
         failure.add_note("dedicated-cpu setting cannot be instantiated")
         raise failure from None
     stage.applied(AppliedLimit("dedicated-cpu", f"{op.unit} {op.wanted}", cpus.spell(mine)))
-
-
-def _choose(
-    op: plan.DedicateCpus, free: cpus.CPUS, held: cpus.CPUS, where: dict[int, tuple[int, int]]
-) -> cpus.CPUS:
-    """What the zone has is kept if it still is what is wanted: a reboot must not move it.  For a number, one CPU at
-    least stays with everybody else.
-    """
-    if op.unit != "ncpus":
-        return cpus.choose(op.unit, op.wanted, free & where.keys(), where)
-    low, _, high = op.wanted.partition("-")
-    if held <= free and int(low) <= len(held) <= int(high or low):
-        return held
-    spare = min(free & where.keys(), key=lambda cpu: (where[cpu], cpu), default=-1)
-    return cpus.choose(op.unit, op.wanted, (free & where.keys()) - {spare}, where)
 
 
 def _hold(cgroup: ZoneCgroup, registry: Registry, mine: cpus.CPUS) -> None:

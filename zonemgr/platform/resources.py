@@ -77,10 +77,8 @@ def _dedicated(zone: Zone) -> Iterator[plan.DedicateCpus]:
     chosen = zone.dedicated_cpu
     if chosen is None:
         return
-    for unit in ("ncpus", "cpus", "cores", "sockets"):
-        wanted = getattr(chosen, unit)
-        if wanted is not None:
-            yield plan.DedicateCpus(zone.zonename, unit, wanted, zone.best_effort)
+    for unit, wanted in chosen.wanted():
+        yield plan.DedicateCpus(zone.zonename, unit, wanted, zone.best_effort)
 
 
 def _quota(zone: Zone, project: int) -> Iterator[plan.SetQuota]:

@@ -20,6 +20,8 @@ from zonemgr.store.locks import FileLock
 
 REGISTRY: Final = Path("/run/zonemgr/cpus.json")
 
+Pick = Callable[[cpus.CPUS], cpus.CPUS]
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -62,20 +64,29 @@ class Registry:
         every = (share.numbers for share in self.shares() if not share.pool and share.zone != but)
         return frozenset().union(*every)
 
-    def allocate(self, base: str, zonename: str, pick: Callable[[cpus.CPUS], cpus.CPUS]) -> cpus.CPUS:
-        """The zone's CPUs: ``pick`` gets those that it may have, what it has already included.  ValueError is pick's.
+    def allocate(self, base: str, zonename: str, pick: Pick) -> cpus.CPUS:
+        """The zone's CPUs, as ``picked``; they are its own from now on."""
+        with self.lock():
+            chosen = self.picked(base, zonename, pick)
+            others = [share for share in self.shares() if share.zone != (base, zonename)]
+            self._write([*others, Share(base, zonename, cpus.spell(chosen))])
+        return chosen
+
+    def picked(self, base: str, zonename: str, pick: Pick) -> cpus.CPUS:
+        """``pick`` gets the CPUs that the zone may have, what it has already included.  ValueError is pick's.
 
         One CPU is left to everybody else.
         """
-        with self.lock():
-            shares = self.shares()
-            others = [share for share in shares if share.zone != (base, zonename)]
-            free = cpus.online() - frozenset().union(*(share.numbers for share in others if not share.pool))
-            chosen = pick(free)
-            if not free - chosen:
-                raise ValueError(message("no CPU would be left for the host and its other zones"))
-            self._write([*others, Share(base, zonename, cpus.spell(chosen))])
+        free = cpus.online() - self.dedicated(but=(base, zonename))
+        chosen = pick(free)
+        if not free - chosen:
+            raise ValueError(message("no CPU would be left for the host and its other zones"))
         return chosen
+
+    def choice(self, base: str, zonename: str, unit: str, wanted: str) -> Pick:
+        """What a ``dedicated-cpu`` resource picks for the zone."""
+        held, where = self.of(base, zonename), cpus.places()
+        return lambda free: cpus.choose_again(unit, wanted, free, held, where)
 
     def join(self, base: str, zonename: str, ids: cpus.CPUS) -> None:
         """The zone shares these CPUs with others, and has none for itself."""

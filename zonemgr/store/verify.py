@@ -53,11 +53,14 @@ _PARENT_BITS: Final = tuple(bit for bit in _BITS if bit[0] in (0o400, 0o200, 0o1
 
 def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say) -> None:
     """Check the zone on behalf of ``command`` (a verb).  Raises ConfigError after everything found has been said."""
+    # A boot finds out when it takes them.
+    cpu_faults = tuple(_cpu_faults(layout, zone)) if command in ("verify", "reboot") else ()
     errors = [
         *_zonepath(layout, zone, entry, command, say),
         *_file_systems(zone),
         *(_addresses(layout, zone) if command in BRINGS_UP else ()),
         *(pool_faults(layout, zone) if command == "verify" else ()),
+        *(() if zone.best_effort else cpu_faults),
     ]
     for text in errors:
         say(text)
@@ -65,6 +68,8 @@ def verify_zone(layout: Layout, zone: Zone, entry: Entry, command: str, say: Say
         *_network_warnings(layout, zone, command),
         *_limit_warnings(zone, command),
         *(pool_faults(layout, zone) if command in MAKES_ROOT else ()),  # a boot says so when it comes to it
+        *(cpu_faults if zone.best_effort else ()),
+        *(_unknown_users(zone) if command == "verify" else ()),
     )
     for text in warnings:
         say(message("WARNING: {text}", text=text))
@@ -325,6 +330,35 @@ def pool_faults(layout: Layout, zone: Zone) -> Iterator[str]:
         file=layout.settings,
         hint=hint,
     )
+
+
+def _cpu_faults(layout: Layout, zone: Zone) -> Iterator[str]:
+    """CPUs of its own that the host has not, or has given to others."""
+    if zone.dedicated_cpu is None:
+        return
+    from zonemgr.linux.cgroup import detect  # here, since most zones have none of their own
+    from zonemgr.store.cpus import Registry
+
+    base = "zonemgr" + layout.suffix
+    for unit, wanted in zone.dedicated_cpu.wanted():
+        try:
+            registry = Registry(detect())
+            registry.picked(base, zone.zonename, registry.choice(base, zone.zonename, unit, wanted))
+        except (ValueError, PlatformError, OSError) as error:
+            yield message("dedicated-cpu: {unit} {wanted}: {why}", unit=unit, wanted=wanted, why=error)
+
+
+def _unknown_users(zone: Zone) -> Iterator[str]:
+    """They may be made later; until then the resource is nobody's."""
+    if not zone.admin:
+        return
+    import pwd  # here, since most zones have no such resource
+
+    for admin in zone.admin:
+        try:
+            pwd.getpwnam(admin.user)
+        except KeyError:
+            yield message("admin: this host knows no user '{user}'", user=admin.user)
 
 
 def _network_warnings(layout: Layout, zone: Zone, command: str) -> Iterator[str]:

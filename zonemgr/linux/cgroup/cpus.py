@@ -166,3 +166,16 @@ def choose(unit: str, wanted: str, free: CPUS, where: dict[int, tuple[int, int]]
     if taken := chosen - free:
         raise ValueError(message("CPUs {numbers} are not free", numbers=spell(taken)))
     return frozenset(chosen)
+
+
+def choose_again(unit: str, wanted: str, free: CPUS, held: CPUS, where: dict[int, tuple[int, int]]) -> CPUS:
+    """As ``choose``, for a zone that may hold some: they are kept if they still are what is wanted, since a reboot must
+    not move it.  For a number, one CPU at least stays with everybody else.
+    """
+    if unit != "ncpus":
+        return choose(unit, wanted, free & where.keys(), where)
+    low, _, high = wanted.partition("-")
+    if held <= free and int(low) <= len(held) <= int(high or low):
+        return held
+    spare = min(free & where.keys(), key=lambda cpu: (where[cpu], cpu), default=-1)
+    return choose(unit, wanted, (free & where.keys()) - {spare}, where)
