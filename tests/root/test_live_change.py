@@ -393,6 +393,9 @@ def test_a_reboot_that_would_not_come_back_is_refused(instance: Instance) -> Non
         said = instance.run("reboot", "web", check=1).stderr
         assert why in said and said.endswith("the zone is not rebooted, and runs on as it is\n")
         assert victims.record(instance) == before
+        said = instance.run("shutdown", "-r", "web", check=1).stderr
+        assert why in said and said.endswith("the zone is not rebooted, and runs on as it is\n")
+        assert victims.record(instance) == before
     path.write_text(good)
     instance.run("reboot", "web")
     assert victims.record(instance).generation != before.generation

@@ -140,6 +140,8 @@ def converse(layout: Layout, talk: Conversation, request: Request) -> None:
     _mend(layout, talk)
     state = state_of(layout, zonename)
     client_check(request.verb, state if state.active else None, state, request.force)
+    if request.then is not None and request.then.verb == "boot":
+        _refuse_no_return(layout, talk)
     talk.finish(_ask(layout, talk, request))
 
 
@@ -152,6 +154,23 @@ def _mend(layout: Layout, talk: Conversation) -> None:
 
         with administration(layout, talk.zonename, talk.hear):
             pass
+
+
+def _refuse_no_return(layout: Layout, talk: Conversation) -> None:
+    """Before a zone is shut down to be booted again: whether it could be, as ``reboot`` does.  Raises StateError."""
+    from zonemgr.brandkit import loader
+    from zonemgr.brandkit.verify import check_declared
+    from zonemgr.store import verify, zones
+
+    said: list[str] = []
+    try:
+        zone = zones.load(layout, talk.zonename)
+        check_declared(loader.load(zone.brand, layout), zone, None)
+        verify.verify_zone(layout, zone, zones.read_entry(layout, talk.zonename), "reboot", said.append)
+    except ZoneError as error:
+        for text in (*said, error.text):
+            talk.hear(text)
+        raise StateError("the zone is not rebooted, and runs on as it is") from error
 
 
 def _ask(layout: Layout, talk: Conversation, request: Request) -> str | None:
