@@ -38,7 +38,6 @@ ENTRY_POINTS: Final = "zonemgr.brands"
 DISTRIBUTION_FOLDER: Final = Path("/usr/lib/zonemgr/brands")
 FILE: Final = "brand.py"
 MANIFEST: Final = "brand.toml"
-HOOKS_FOLDER: Final = "hooks"
 FILES: Final = (FILE, MANIFEST)
 _CODE: Final = (".py", ".pyc", ".so")
 MODULE_PREFIX: Final = "_zonemgr_brand_"
@@ -225,7 +224,7 @@ def _what_runs(path: Path) -> Iterator[Path]:
     """
     yield path
     if path.name == MANIFEST:
-        for folder, folders, names in os.walk(path.parent / HOOKS_FOLDER):
+        for folder, folders, names in os.walk(path.parent / trust.HOOKS_FOLDER):
             yield from (Path(folder), *(Path(folder, name) for name in (*folders, *names)))
         return
     for place in path.parent.iterdir():

@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from zonemgr.brandkit import contract, trust
 from zonemgr.brandkit.base import HOOKS, Brand, ZoneInfo
-from zonemgr.brandkit.loader import HOOKS_FOLDER
 from zonemgr.errors import BrandError
 from zonemgr.model.brandspec import DeviceLink, DeviceRule, PlatformMount, PrivilegeSets, RestartPolicy
 from zonemgr.model.states import Command, State
@@ -204,7 +203,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _programs(path: Path, named: object) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(hook, words) of each program: those in the folder, and over them those that the manifest names."""
-    folder = path.parent / HOOKS_FOLDER
+    folder = path.parent / trust.HOOKS_FOLDER
     for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
         if name.startswith(".") or (folder / name).is_dir():
             continue  # what programs share

@@ -16,6 +16,7 @@ from typing import Final
 
 from zonemgr.errors import BrandError
 
+HOOKS_FOLDER: Final = "hooks"  # beside a manifest: its programs, and what they share
 LINKS_MAX: Final = 40  # as the kernel has it
 
 
