@@ -76,15 +76,22 @@ class Subject:
         return f"{self.zone.zonepath}/{'lu' if self.mode.alternate else 'root'}"
 
 
+def compose_birth(subject: Subject) -> tuple[plan.Op, ...]:
+    """How every plan of making a zone ready begins: nothing of the host but processes, which end by themselves."""
+    zone = subject.zone
+    base = 0 if zone.privileged else subject.uid_base
+    return (
+        plan.MakeCgroup("zonemgr" + subject.layout.suffix, zone.zonename),
+        plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename),
+    )
+
+
 def compose_ready(subject: Subject) -> tuple[plan.Op, ...]:
     """The plan of making a zone ready (or mounted, by the subject's mode)."""
     zone = subject.zone
-    ops: list[plan.Op] = [plan.MakeCgroup("zonemgr" + subject.layout.suffix, zone.zonename)]
-    base = 0 if zone.privileged else subject.uid_base
+    ops: list[plan.Op] = [*compose_birth(subject)]
     if subject.mode is Mode.BOOT:
         ops += _names(subject)
-    ops.append(plan.StartZsched(base, zone.privileged, zone.hostname or zone.zonename))
-    if subject.mode is Mode.BOOT:  # after zsched, which is a fork: it need not carry what limits load
         ops += _network(subject)
         ops += resources.limits(zone, subject.settings, _project(subject))
     if subject.layers:

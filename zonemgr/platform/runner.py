@@ -177,17 +177,11 @@ def run(
 ) -> None:
     """Execute ops in order.  ``step`` is told of each op after it is in the ledger and before it acts.
 
-    PlatformError with the op's description when the kernel refuses; what was done stays in the ledger.
+    PlatformError with the op's description when the kernel refuses; what was done stays in the ledger, and a birth may
+    be under way (``Stage.close`` waits for it).
     """
-    try:
-        for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
-            _PLACES[place](tuple(op for _place, op in group), stage, ledger, step)
-    except BaseException as error:
-        try:
-            stage.finish_birth()  # nothing may be under way when it is undone
-        except (ZoneError, OSError) as second:
-            error.add_note(str(second))
-        raise
+    for place, group in groupby(_placed(ops, stage.sealed), key=lambda pair: pair[0]):
+        _PLACES[place](tuple(op for _place, op in group), stage, ledger, step)
 
 
 class _Place(enum.Enum):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from zonemgr.errors import PlatformError
 from zonemgr.store.paths import Layout
 
 if TYPE_CHECKING:
@@ -91,11 +93,6 @@ class Stage:
     def set_born(self, born: Born) -> None:
         self._born = born
 
-    def finish_birth(self) -> None:
-        """Wait for a birth, if one is under way; raises what it met."""
-        if self._birth is not None:
-            _ = self.born
-
     @property
     def has_born(self) -> bool:
         return self._born is not None
@@ -106,7 +103,10 @@ class Stage:
         return (taken,) if taken >= 0 else ()
 
     def close(self) -> None:
-        """Close what the run has opened."""
+        """Close what the run has opened, when nothing of it is under way any more."""
+        if self._birth is not None:
+            with suppress(PlatformError):
+                _ = self.born
         if self._born is not None:
             for descriptor in (self._born.m0_fd, self._born.net_fd, self._born.user_fd):
                 os.close(descriptor)

@@ -54,7 +54,11 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     instance = _new_instance(transition, zone, mode, _uid_base(transition, entry))
     ledger = transition.ledger
     try:
-        _verify(transition, zone, "mount" if mode.alternate else "ready")
+        if zone.privileged and not sealed.is_sealed():
+            raise PlatformError(
+                "the zone has become privileged while its supervisor was running: disconnect what is connected to "
+                "it (console, events), and try again"
+            )
         subject = Subject(
             zone=zone,
             brand=transition.brand,
@@ -68,16 +72,15 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
             writable=_wants_writable(transition),
         )
         instance = instance.but(frozen=compose.frozen_folders(subject))
-        if zone.privileged and not sealed.is_sealed():
-            raise PlatformError(
-                "the zone has become privileged while its supervisor was running: disconnect what is connected to "
-                "it (console, events), and try again"
-            )
         filters.program(layout, instance)  # what cannot be compiled is told before anything is made
         instances.write(layout, instance)
         builder = _Builder(transition, instance, subject.root)
         try:
-            runner.run(compose.compose_ready(subject), builder.stage, ledger, step=transition.step)
+            birth = compose.compose_birth(subject)
+            runner.run(birth, builder.stage, ledger, step=transition.step)
+            _verify(transition, zone, "mount" if mode.alternate else "ready")  # while zsched makes the namespaces
+            rest = compose.compose_ready(subject)[len(birth) :]
+            runner.run(rest, builder.stage, ledger, step=transition.step)
             builder.commit()
         finally:
             builder.close()

@@ -437,7 +437,8 @@ class Supervisor:
             zsched.fork(self.zonename, head["zsched"], fds, successor, self.lock.forget)
         elif "console" in head:
             self.lifeline.attach()
-            packets.send(worker.sock, {"ok": True})
+            with contextlib.suppress(OSError):  # it has died meanwhile, which is told next
+                packets.send(worker.sock, {"ok": True})
         elif "done" in head:
             worker.done = head
 
