@@ -71,6 +71,11 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",") if word]
 
 
+def _folder(text: str) -> Path:
+    """A change of the mount namespace leaves the working folder behind, and with it what is relative to it."""
+    return Path(text).absolute()
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -81,7 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--lists", type=numbers, default=[10, 100, 1000], help="lists of so many (10,100,1000)")
     parser.add_argument("--jobs", type=numbers, default=[1, 4], help="how many at once (default: 1,4)")
     parser.add_argument("--json", action="store_true", help="all samples in JSON instead of the table")
-    parser.add_argument("--write", metavar="FOLDER", type=Path, help="bench.json and bench.svg into the folder, too")
+    parser.add_argument("--write", metavar="FOLDER", type=_folder, help="bench.json and bench.svg into the folder, too")
     parser.add_argument("--install-peers", action="store_true", help="install the others from Debian packages first")
     options = parser.parse_args()
     if os.geteuid() != 0:
