@@ -42,13 +42,13 @@ def measure(names: Sequence[str], rounds: int, work: Path, views: Views) -> list
     """All rounds of all programs; the order turns with each round."""
     with ExitStack() as stack:
         stack.callback(remove_leftovers)
-        stack.callback(views.take, View.HOST)
         programs: list[Program] = []
         for name in names:
             try:
                 programs += stack.enter_context(MAKERS[name][2](work))
             except (Failed, OSError, subprocess.SubprocessError) as error:
                 print(f"bench: {name} cannot be set up: {error}", file=sys.stderr)
+        stack.callback(views.take, View.HOST)  # where all of them are taken down
         for number in range(-1, rounds):
             turn = number % max(1, len(programs))
             for program in [*programs[turn:], *programs[:turn]]:

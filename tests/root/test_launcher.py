@@ -11,11 +11,13 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import zonemgr
 from tests.kit import leaks, processes
 from tests.kit.controllers import handing_down
 from tests.kit.instance import CHECKOUT, Instance
@@ -57,16 +59,16 @@ def supervisors(instance: Instance) -> list[int]:
     return [pid for pid in members(instance, "_supervisors") if processes.read(pid, "comm") == "zone-supervisor\n"]
 
 
+def runs(launcher: int) -> list[int]:
+    """The launcher's children that are runs of the command line."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    children = [pid for pid in pids if parent_of(pid) == launcher and not is_gone(pid)]
+    return [pid for pid in children if processes.read(pid, "comm") == "zonemgr\n"]
+
+
 def fork_of(launcher: int) -> int:
-    """The only child of the launcher, once it is a run of the command line."""
-
-    def found() -> int:
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        children = [pid for pid in pids if parent_of(pid) == launcher]
-        ready = [pid for pid in children if processes.read(pid, "comm") == "zonemgr\n"]
-        return ready[0] if ready else 0
-
-    return until(found, "the launcher's fork")
+    """The launcher's only run, once it is one; one that has said how it ended may be there a moment longer."""
+    return until(lambda: found[0] if len(found := runs(launcher)) == 1 else 0, "the launcher's fork")
 
 
 def field(pid: int, name: str) -> str:
@@ -162,6 +164,7 @@ def test_what_a_run_has_started_comes_to_the_callers_place_with_it(launched: Ins
     (hooks / "verify").write_text("#!/bin/sh\nsleep 1000 &\nwait\n")
     (hooks / "verify").chmod(0o755)
     launched.run("create", "other", "-b", "slow")
+    until(lambda: not runs(launched.launcher_pid()), "its end")
     client = launched.popen("verify", "other")
     pid = fork_of(launched.launcher_pid())
     cgroups = processes.read(client.pid, "cgroup")
@@ -217,6 +220,30 @@ def test_signals_stops_and_death_of_the_client_reach_its_fork(launched: Instance
     os.kill(fork_of(launcher), signal.SIGKILL)
     client.communicate(timeout=30)
     assert client.returncode == -signal.SIGKILL
+
+
+def test_what_the_kernel_tells_late_of_the_connection_is_no_hang_up(launched: Instance) -> None:
+    """It may tell of the caller's word to begin when that has been read for long."""
+    who = launch.identity(str(Path(zonemgr.__file__).parent))
+    environment = {os.fsencode(name): os.fsencode(value) for name, value in launched.env.items()}
+    null_fd = os.open("/dev/null", os.O_RDWR)
+    folder_fd = os.open("/", os.O_PATH)
+    fds = [null_fd, null_fd, null_fd, folder_fd]
+    words = ["zonemgr", "events", "-f"]
+    try:
+        work = launch.ask(str(launched.layout.run), launch.RUN, who, words, environment, fds, launch.LONG_PATIENCE_S)
+        assert work is not None
+        work.go()
+        pid = fork_of(launched.launcher_pid())
+        for _ in range(10):
+            work.connection.send(b"x")
+            time.sleep(0.02)
+        assert not is_gone(pid)
+        work.close()
+        until(lambda: is_gone(pid), "the hang-up")
+    finally:
+        os.close(null_fd)
+        os.close(folder_fd)
 
 
 def test_boot_login_and_halt_go_through_it_and_its_secrets_do_not(launched: Instance) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import importlib
 import io
 import os
+import select
 import signal
 import socket
 import sys
@@ -229,17 +230,23 @@ def _run(
 
 
 def _hang_up_with(connection: socket.socket) -> None:
-    """Let the kernel send us a hang-up when the caller dies."""
+    """Hang up when the caller dies.
+
+    The kernel signals whatever happens at the connection, the caller's word to begin too, and that long after it was
+    read: whoever sends may lose its processor before it has told.  So it is looked whether the caller has gone.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+
+    def look(_number: int, _frame: object) -> None:
+        if poll.poll(0):
+            os.kill(os.getpid(), signal.SIGHUP)
+
     fd = connection.fileno()
+    signal.signal(signal.SIGIO, look)
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGHUP)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    try:
-        gone = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return
-    if gone:  # before we had asked to be told
-        os.kill(os.getpid(), signal.SIGHUP)
+    look(signal.SIGIO, None)  # before we had asked to be told
 
 
 def _set_environment(environment: Mapping[bytes, bytes]) -> None:
