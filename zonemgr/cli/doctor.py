@@ -349,7 +349,7 @@ PROBES = (
     Probe(
         "merging of equal pages (KSM)",
         _merging,
-        "echo 1 >/sys/kernel/mm/ksm/run before zones boot, and many zones need half the memory; off costs nothing else",
+        "echo 1 >/sys/kernel/mm/ksm/run before zones boot: what their supervisors have in common is then held once",
         required=False,
     ),
     Probe("bridge and veth", _links, "modprobe bridge veth; give this container CAP_NET_ADMIN"),
