@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import gc
 import io
 import os
 import select
@@ -230,6 +231,7 @@ def _kill(pid: int, pid_fd: int) -> None:
 def _be_the_hook(call: Call, name: str, output_fd: int, parent: int, zone: ZoneInfo | None) -> NoReturn:
     code: int = HookExit.FATAL
     try:
+        gc.enable()  # whoever forked it may do without
         _settle(output_fd, parent, zone.zonename if zone else "")
         code = _result(partial(_with_root, call, zone) if zone else call, name)
         sys.stdout.flush()

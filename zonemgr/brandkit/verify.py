@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from zonemgr.brandkit import hooks
 from zonemgr.brandkit.base import Brand, ZoneInfo
 from zonemgr.brandkit.hooks import Say
-from zonemgr.errors import BrandError, ConfigError, NoSuchZoneError, message
+from zonemgr.errors import BrandError, ConfigError, NoSuchZoneError, ZoneError, message
 from zonemgr.model import privileges
 from zonemgr.model.zone import Zone
 from zonemgr.store import zones
+from zonemgr.store.paths import Layout
 
 LACKS_DEADLINE_S = 10.0
 
@@ -51,6 +52,24 @@ def verify_configuration(brand: Brand, zone: ZoneInfo, *, deadline_s: float, say
     status = hooks.run_brand_hook(brand, "verify_cfg", zone, deadline_s=deadline_s, say=say)
     if status:
         raise ConfigError("brand '{brand}' refuses the configuration", brand=brand.name)
+
+
+def check_next(layout: Layout, zonename: str, say: Say) -> None:
+    """Before a running zone is taken down to be booted again: whether what it is configured to be now could be booted,
+    as far as a look tells.  Only what is wrong is said.  Raises ZoneError.
+    """
+    from zonemgr.brandkit import loader  # here: most of what is verified has its brand at hand
+    from zonemgr.store import verify
+
+    zone = zones.load(layout, zonename)
+    check_declared(loader.load(zone.brand, layout), zone, None)
+    said: list[str] = []
+    try:
+        verify.verify_zone(layout, zone, zones.read_entry(layout, zonename), "reboot", said.append)
+    except ZoneError:
+        for text in said:
+            say(text)
+        raise
 
 
 def check_declared(brand: Brand, zone: Zone, say: Say | None) -> None:

@@ -158,18 +158,12 @@ def _mend(layout: Layout, talk: Conversation) -> None:
 
 def _refuse_no_return(layout: Layout, talk: Conversation) -> None:
     """Before a zone is shut down to be booted again: whether it could be, as ``reboot`` does.  Raises StateError."""
-    from zonemgr.brandkit import loader
-    from zonemgr.brandkit.verify import check_declared
-    from zonemgr.store import verify, zones
+    from zonemgr.brandkit.verify import check_next
 
-    said: list[str] = []
     try:
-        zone = zones.load(layout, talk.zonename)
-        check_declared(loader.load(zone.brand, layout), zone, None)
-        verify.verify_zone(layout, zone, zones.read_entry(layout, talk.zonename), "reboot", said.append)
+        check_next(layout, talk.zonename, talk.hear)
     except ZoneError as error:
-        for text in (*said, error.text):
-            talk.hear(text)
+        talk.hear(error.text)
         raise StateError("the zone is not rebooted, and runs on as it is") from error
 
 

@@ -244,6 +244,7 @@ def _hang_up_with(connection: socket.socket) -> None:
 
     fd = connection.fileno()
     signal.signal(signal.SIGIO, look)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGIO,))
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     look(signal.SIGIO, None)  # before we had asked to be told

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Callable
 
-from zonemgr.brandkit import loader
 from zonemgr.brandkit import verify as brands
 from zonemgr.errors import PlatformError, ZoneError, marked
 from zonemgr.linux import namespaces, procfs, sealed, seccomp
@@ -93,22 +92,6 @@ def _bring_up(transition: Transition, mode: Mode) -> None:
     transition.recovering = False
     living = State.MOUNTED if mode.alternate else State.READY
     transition.publish(State.INSTALLED, living, instance.zone_id)
-
-
-def check_next(transition: Transition) -> None:
-    """Before a reboot takes a zone down: whether what it is configured to be now could be booted, as far as a look
-    tells.  Only what is wrong is said.  Raises ZoneError.
-    """
-    layout, zonename = transition.layout, transition.zonename
-    zone = zones.load(layout, zonename)
-    brands.check_declared(loader.load(zone.brand, layout), zone, None)
-    said: list[str] = []
-    try:
-        verify.verify_zone(layout, zone, zones.read_entry(layout, zonename), "reboot", said.append)
-    except ZoneError:
-        for text in said:
-            transition.say(text)
-        raise
 
 
 def _wants_writable(transition: Transition) -> bool:

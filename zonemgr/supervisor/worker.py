@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from zonemgr.brandkit import verify as brands
 from zonemgr.errors import InternalError, PlatformError, ZoneError, message
 from zonemgr.linux import audit, process
 from zonemgr.linux.cgroup import Part
@@ -193,7 +194,7 @@ def perform(transition: Transition, procedure: Procedure) -> bool:
 def _can_come_back(transition: Transition) -> bool:
     """A zone that runs is not taken down by a slip in its file.  The zone's own order has ended its init already."""
     try:
-        bringup.check_next(transition)
+        brands.check_next(transition.layout, transition.zonename, transition.say)
     except (ZoneError, OSError) as error:
         _explain(transition, _as_zone_error(error))
         transition.say(message("the zone is not rebooted, and runs on as it is"))
