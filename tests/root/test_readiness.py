@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,10 @@ def listed(instance: Instance, name: str = "web") -> dict[str, Any]:
     return row
 
 
+def children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
 def told(instance: Instance, name: str = "web") -> list[dict[str, Any]]:
     found = (event for event in events.recorded(instance.layout) if event["type"] == "ready")
     return [event for event in found if event["zonename"] == name]
@@ -115,6 +120,21 @@ def test_a_successor_hears_what_was_told_to_nobody(held: Instance) -> None:
     assert victims.supervisor(held)  # another one
     held.run("halt", "web")
     assert len(told(held)) == before + 1  # it was no news
+
+
+def test_what_a_supervisor_dies_over_is_heard_by_its_successor(held: Instance) -> None:
+    """It was told, and had not read it yet."""
+    held.run("boot", "web")
+    before, supervisor_pid = len(told(held)), victims.supervisor(held)
+    os.kill(supervisor_pid, signal.SIGSTOP)
+    go(held)
+    init_pid = victims.init(held)
+    until(lambda: not children(init_pid), "the end of the start-up script, and of who tells of it")
+    assert len(told(held)) == before
+    os.kill(supervisor_pid, signal.SIGKILL)
+    until(lambda: listed(held)["ready"], "the zone to be ready")
+    assert len(told(held)) == before + 1
+    held.run("halt", "web")
 
 
 def test_zones_that_come_after_another_wait_until_it_is_ready(held: Instance) -> None:

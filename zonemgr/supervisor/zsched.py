@@ -145,12 +145,13 @@ class Zsched:
             return
         self.clients.append(client)
 
-    def _drop(self, client: socket.socket) -> None:
+    def _drop(self, client: socket.socket, *, unheard: bool = False) -> None:
+        """It has gone.  ``unheard``: without having read all that it was told; another supervisor must hear that then."""
         self.clients.remove(client)
         client.close()
         if client is self.attached:
             self.attached = None
-            if self.exit is not None:
+            if self.exit is not None or unheard:
                 self._start_successor()
         if client is self.creator:
             self.creator = None
@@ -160,6 +161,9 @@ class Zsched:
     def _answer(self, client: socket.socket) -> None:
         try:
             packet = packets.receive(client)
+        except ConnectionResetError:  # the kernel's word for an end with something unread
+            self._drop(client, unheard=True)
+            return
         except (OSError, ValueError):
             packet = None
         if packet is None:
@@ -300,7 +304,7 @@ class Zsched:
             try:
                 packets.send(self.attached, told)
             except OSError:
-                self._drop(self.attached)
+                self._drop(self.attached, unheard=True)
 
     def _drain(self) -> None:
         try:
