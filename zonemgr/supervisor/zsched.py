@@ -146,7 +146,7 @@ class Zsched:
         self.clients.append(client)
 
     def _drop(self, client: socket.socket, *, unheard: bool = False) -> None:
-        """It has gone.  ``unheard``: without having read all that it was told; another supervisor must hear that then."""
+        """It has gone.  ``unheard``: not all that it was told was read, so that another supervisor must hear of it."""
         self.clients.remove(client)
         client.close()
         if client is self.attached:
